@@ -1,0 +1,4 @@
+//! Variants against a baseline. Measurements enter; a [`Comparison`] with verdicts leaves.
+
+pub mod table;
+pub use table::{Comparison, Row, Verdict};

@@ -1,0 +1,1 @@
+//! The executor over `ops`: forward, reverse pass over the graph, optimisers, training loop.

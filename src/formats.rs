@@ -1,0 +1,1 @@
+//! Readers and writers of model files, the only code that sees untrusted bytes.

@@ -1,0 +1,1 @@
+//! SQLite index over job directories, always rebuildable from them.

@@ -1,0 +1,1 @@
+//! Graph to graph: prune, quantize, optimize, lower.

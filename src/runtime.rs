@@ -1,0 +1,1 @@
+//! ONNX Runtime: finding and installing the library, sessions, threads, per-operator profile.

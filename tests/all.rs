@@ -1,0 +1,5 @@
+//! Integration tests, one binary: each module is named after the behaviour that it checks.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+#[path = "architecture.rs"]
+mod architecture;
