@@ -10,6 +10,7 @@ pub mod units;
 pub mod error;
 pub mod config;
 pub mod monitor;
+pub mod save;
 pub mod child;
 pub mod tensor;
 pub mod kernels;
