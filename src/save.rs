@@ -156,9 +156,7 @@ fn hex(digest: &[u8]) -> String {
 
 /// Whether `error` comes from a full disk or an exhausted quota, which waiting may cure.
 pub fn is_disk_full(error: &Error) -> bool {
-    let full = |e: &io::Error| {
-        matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-    };
+    let full = |e: &io::Error| matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     let mut at = std::error::Error::source(error);
     while let Some(e) = at {
         if e.downcast_ref::<io::Error>().is_some_and(full) {
