@@ -2,3 +2,4 @@
 //! intervals leave. Knows no job and no recipe.
 
 pub mod measurement;
+pub mod stats;
