@@ -10,7 +10,8 @@ mod paired;
 
 pub use bootstrap::{MIN_SAMPLES, RatioTest, median_ci, ratio_of_medians, ratio_of_medians_ci};
 pub use paired::{
-    Discordant, MIN_DISCORDANT, mcnemar_exact, minimum_detectable_difference, paired_difference_ci, wilson,
+    Discordant, MIN_DISCORDANT, mcnemar_exact, minimum_detectable_difference, non_inferiority_p,
+    paired_difference_ci, wilson,
 };
 
 use crate::evaluate::measurement::{Interval, Latency};

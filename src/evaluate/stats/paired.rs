@@ -2,7 +2,7 @@
 
 use super::{Z_80, Z_975};
 use crate::evaluate::measurement::Interval;
-use statrs::distribution::{Binomial, DiscreteCDF};
+use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal};
 
 /// Fewest discordant items with which the exact test can reach 5 % (2 * 0.5^6 = 0.031).
 pub const MIN_DISCORDANT: u64 = 6;
@@ -63,19 +63,7 @@ pub fn paired_difference_ci(d: &Discordant) -> Interval {
     if d.n == 0 {
         return Interval { low: -1.0, high: 1.0 };
     }
-    let (b, c, n) = (d.first_only as f64, d.second_only as f64, d.n as f64);
-    let score = |delta: f64| {
-        let b2 = -b - c + (2.0 * n - b + c) * delta;
-        let c2 = -c * delta * (1.0 - delta);
-        let q = (((b2 * b2 - 8.0 * n * c2).max(0.0)).sqrt() - b2) / (4.0 * n);
-        let variance = n * (2.0 * q + delta * (1.0 - delta));
-        let top = b - c - n * delta;
-        if variance <= 0.0 {
-            top.signum() * f64::INFINITY * f64::from(u8::from(top != 0.0))
-        } else {
-            top / variance.sqrt()
-        }
-    };
+    let score = |delta: f64| tango_score(d, delta);
     // The score falls with delta: bisect for z = +1.96 below the estimate and -1.96 above it.
     let solve = |mut low: f64, mut high: f64, target: f64| {
         for _ in 0..100 {
@@ -91,6 +79,30 @@ pub fn paired_difference_ci(d: &Discordant) -> Interval {
     };
     let estimate = d.difference();
     Interval { low: solve(-1.0, estimate, Z_975), high: solve(estimate, 1.0, -Z_975) }
+}
+
+/// Tango's score of the hypothesis that the first minus the second is `delta`; standard normal under it.
+fn tango_score(d: &Discordant, delta: f64) -> f64 {
+    let (b, c, n) = (d.first_only as f64, d.second_only as f64, d.n as f64);
+    let linear = -b - c + (2.0 * n - b + c) * delta;
+    let constant = -c * delta * (1.0 - delta);
+    let q = ((linear * linear - 8.0 * n * constant).max(0.0).sqrt() - linear) / (4.0 * n);
+    let variance = n * (2.0 * q + delta * (1.0 - delta));
+    match b - c - n * delta {
+        0.0 => 0.0,
+        top if variance <= 0.0 => top.signum() * f64::INFINITY,
+        top => top / variance.sqrt(),
+    }
+}
+
+/// One-sided p-value of the hypothesis that the first is worse than the second by `margin` or more
+/// (absolute). At most 0.025 exactly where the interval of [`paired_difference_ci`] lies above the
+/// negative margin.
+pub fn non_inferiority_p(d: &Discordant, margin: f64) -> f64 {
+    if d.n == 0 {
+        return 1.0;
+    }
+    Normal::standard().sf(tango_score(d, -margin.clamp(0.0, 1.0)))
 }
 
 /// Score interval (95 %) of the proportion `k / n` (Wilson 1927); the whole range where `n` is 0.
@@ -186,6 +198,17 @@ mod tests {
         let b = paired_difference_ci(&Discordant { first_only: 2, second_only: 9, n: 100 });
         near(a.low, -b.high, 1e-9);
         near(a.high, -b.low, 1e-9);
+    }
+
+    #[test]
+    fn non_inferiority_agrees_with_the_interval() {
+        for (b, c) in [(0, 0), (3, 9), (1, 12), (5, 5), (20, 2)] {
+            let d = Discordant { first_only: b, second_only: c, n: 400 };
+            let low = paired_difference_ci(&d).low;
+            for margin in [0.005, 0.01, 0.02, 0.05] {
+                assert_eq!(non_inferiority_p(&d, margin) <= 0.025, low >= -margin, "{d:?} {margin} {low}");
+            }
+        }
     }
 
     #[test]
