@@ -128,11 +128,9 @@ fn looks_like_text(head: &[u8]) -> bool {
 pub fn refuse(path: &Path, what: Other) -> Error {
     let invalid = |code, message: &str, hint: &str| Error::invalid(code, message).hint(hint);
     let e = match what {
-        Other::Empty => {
-            invalid("FORMAT-EMPTY", "the file is empty", "download or export the model again")
-                .found("0 bytes")
-                .limit(format!("{SHORTEST} bytes or more"))
-        }
+        Other::Empty => invalid("FORMAT-EMPTY", "the file is empty", "download or export the model again")
+            .found("0 bytes")
+            .limit(format!("{SHORTEST} bytes or more")),
         Other::Short(n) => invalid(
             "FORMAT-SHORT",
             &format!("too short for a model header: {n} of {SHORTEST} bytes"),
@@ -164,8 +162,10 @@ pub fn refuse(path: &Path, what: Other) -> Error {
             "this is a zip archive, as PyTorch's .pt files are; it is never unpacked or executed",
             "export the model to ONNX or safetensors on a machine that you trust",
         ),
-        Other::Pickle => Error::unsupported("FORMAT-PICKLE", "this is a Python pickle, which is never loaded")
-            .hint("convert it to ONNX or safetensors on a machine that you trust"),
+        Other::Pickle => {
+            Error::unsupported("FORMAT-PICKLE", "this is a Python pickle, which is never loaded")
+                .hint("convert it to ONNX or safetensors on a machine that you trust")
+        }
         Other::TfLite => Error::unsupported("FORMAT-TFLITE", "this is a TensorFlow Lite model")
             .hint("convert it to ONNX, for example with tflite2onnx"),
         Other::Hdf5 => Error::unsupported("FORMAT-HDF5", "this is an HDF5 file, as Keras saves them")
@@ -187,7 +187,10 @@ mod tests {
         assert_eq!(detect(b""), Content::Other(Other::Empty));
         assert_eq!(detect(b"1234567"), Content::Other(Other::Short(7)));
         assert_eq!(detect(&[0; 64]), Content::Other(Other::Zeros));
-        assert_eq!(detect(b"version https://git-lfs.github.com/spec/v1\n"), Content::Other(Other::LfsPointer));
+        assert_eq!(
+            detect(b"version https://git-lfs.github.com/spec/v1\n"),
+            Content::Other(Other::LfsPointer)
+        );
         assert_eq!(detect(b"  \n<!DOCTYPE html><html></html>"), Content::Other(Other::Html));
         assert_eq!(detect(&pad(&[0x1f, 0x8b, 8])), Content::Other(Other::Gzip));
         assert_eq!(detect(&pad(b"PK\x03\x04")), Content::Other(Other::Zip));

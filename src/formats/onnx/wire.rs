@@ -72,7 +72,14 @@ pub fn walk(len: u64, read: ReadAt<'_>, limits: &Limits) -> Result<Walk> {
         out: Vec::new(),
         payloads: Vec::new(),
         unknown: BTreeMap::new(),
-        stack: vec![Frame { message: Message::Model, end: len, length_at: None, name: "", index: None, counts: [0; 27] }],
+        stack: vec![Frame {
+            message: Message::Model,
+            end: len,
+            length_at: None,
+            name: "",
+            index: None,
+            counts: [0; 27],
+        }],
         nodes: 0,
         tensors: 0,
         items: 0,
@@ -384,12 +391,11 @@ impl Walker<'_> {
                         .hint("export the model again"));
                 }
             }
-            Kind::Ints => check_packed(content)
-                .map_err(|n| {
-                    Error::invalid("ONNX-VARINT", "a packed number is cut off or too long")
-                        .field(self.path_to(field.name))
-                        .offset(content_at + n as u64)
-                })?,
+            Kind::Ints => check_packed(content).map_err(|n| {
+                Error::invalid("ONNX-VARINT", "a packed number is cut off or too long")
+                    .field(self.path_to(field.name))
+                    .offset(content_at + n as u64)
+            })?,
             _ => {}
         }
         Ok(())
@@ -448,12 +454,15 @@ impl Walker<'_> {
         let len = self.varint(end, "a length")?;
         let left = end.saturating_sub(self.input.at);
         if len > left {
-            return Err(Error::invalid("ONNX-LENGTH", "the field is longer than what is left of its message")
-                .field(self.path_to(name))
-                .offset(at)
-                .found(format!("{len} bytes"))
-                .limit(format!("{left} bytes"))
-                .hint("the file is cut off or damaged: download or export it again"));
+            return Err(Error::invalid(
+                "ONNX-LENGTH",
+                "the field is longer than what is left of its message",
+            )
+            .field(self.path_to(name))
+            .offset(at)
+            .found(format!("{len} bytes"))
+            .limit(format!("{left} bytes"))
+            .hint("the file is cut off or damaged: download or export it again"));
         }
         Ok(len)
     }

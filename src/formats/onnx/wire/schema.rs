@@ -149,11 +149,8 @@ const TENSOR: &[Field] = &[
     one(14, "data_location", Int),
     many(16, "metadata_props", M(Message::Entry)),
 ];
-const SPARSE: &[Field] = &[
-    one(1, "values", M(Message::Tensor)),
-    one(2, "indices", M(Message::Tensor)),
-    many(3, "dims", Ints),
-];
+const SPARSE: &[Field] =
+    &[one(1, "values", M(Message::Tensor)), one(2, "indices", M(Message::Tensor)), many(3, "dims", Ints)];
 const SEGMENT: &[Field] = &[one(1, "begin", Int), one(2, "end", Int)];
 const VALUE_INFO: &[Field] = &[
     one(1, "name", Name),
@@ -175,7 +172,8 @@ const ELEMENT_TYPE: &[Field] = &[one(1, "elem_type", M(Message::Type))];
 const MAP_TYPE: &[Field] = &[one(1, "key_type", Int), one(2, "value_type", M(Message::Type))];
 const OPAQUE_TYPE: &[Field] = &[one(1, "domain", Name), one(2, "name", Name)];
 const SHAPE: &[Field] = &[many(1, "dim", M(Message::Dimension))];
-const DIMENSION: &[Field] = &[one(1, "dim_value", Int), one(2, "dim_param", Name), one(3, "denotation", Name)];
+const DIMENSION: &[Field] =
+    &[one(1, "dim_value", Int), one(2, "dim_param", Name), one(3, "denotation", Name)];
 const OPSET: &[Field] = &[one(1, "domain", Name), one(2, "version", Int)];
 const ENTRY: &[Field] = &[one(1, "key", Name), one(2, "value", Text)];
 const FUNCTION: &[Field] = &[

@@ -47,8 +47,7 @@ fn sample() -> ModelProto {
 }
 
 fn join(bytes: &[u8], walked: &Walk, skeleton: &[u8]) -> Vec<u8> {
-    let (pieces, total) =
-        splice(skeleton, &|n| walked.payloads.get(n as usize).map(|p| p.len)).unwrap();
+    let (pieces, total) = splice(skeleton, &|n| walked.payloads.get(n as usize).map(|p| p.len)).unwrap();
     let mut out = Vec::new();
     for piece in pieces {
         match piece {
