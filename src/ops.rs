@@ -1,1 +1,155 @@
-//! ops
+//! Operators: one file per family, each operator knows everything about itself: shape inference, cost,
+//! evaluation, vector-Jacobian product, axis coupling. They see facts, values and attributes, never a
+//! graph. To support an operator is to add it here and to its family's [`Spec`] table, nowhere else.
+
+pub mod attributes;
+pub mod broadcast;
+pub mod coupling;
+pub mod dim;
+pub mod fact;
+
+mod elementwise;
+
+pub use attributes::{Attr, Attributes};
+pub use coupling::{Coupling, Cut, Link, Pattern, Port};
+pub use dim::Dim;
+pub use fact::Fact;
+
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Tensor, Value};
+use std::{fmt, sync::Arc};
+
+/// The forward values that a vector-Jacobian product reads; the executor keeps only these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Keeps {
+    /// Input values.
+    pub inputs: bool,
+    /// Output values.
+    pub outputs: bool,
+}
+
+/// What enters a vector-Jacobian product.
+pub struct Vjp<'a> {
+    /// Forward inputs; all present where `keeps().inputs`, else only their shapes may be trusted.
+    pub inputs: &'a [Option<&'a Value>],
+    /// Forward outputs, where `keeps().outputs`.
+    pub outputs: &'a [Option<&'a Value>],
+    /// Gradient of the loss with respect to each output; `None` where nothing flows back.
+    pub grads: &'a [Option<candle_core::Tensor>],
+    /// Which inputs need a gradient.
+    pub needs: &'a [bool],
+}
+
+/// New attributes and constant inputs of a node whose axes are cut.
+#[derive(Debug, Clone, Default)]
+pub struct Rewrite {
+    /// Attributes to set.
+    pub attributes: Vec<(String, Attr)>,
+    /// Constant inputs to replace: (input, tensor).
+    pub inputs: Vec<(usize, Tensor)>,
+}
+
+/// One operator with its attributes parsed. `inputs` hold `None` where an optional input is absent.
+pub trait Operator: fmt::Debug + Send + Sync {
+    /// Output facts. Fails with kind `Invalid` where the inputs cannot be, naming what is wrong.
+    fn infer(&self, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>>;
+
+    /// Multiply-accumulates of one evaluation; zero for operators without products.
+    /// `None` where the shapes do not tell.
+    fn macs(&self, _inputs: &[Option<&Fact>], _outputs: &[Fact]) -> Option<Dim> {
+        Some(Dim::from(0i64))
+    }
+
+    /// Evaluates. Must not panic on any input that passes `infer`; shape errors are kind `Invalid`.
+    fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>>;
+
+    /// Whether gradients can flow back through this operator (with these attributes).
+    fn differentiable(&self) -> bool {
+        false
+    }
+
+    /// Which forward values [`Operator::vjp`] reads.
+    fn keeps(&self) -> Keeps {
+        Keeps { inputs: true, outputs: false }
+    }
+
+    /// Gradients of the inputs that `needs` asks for, shaped like the inputs; `None` elsewhere and for
+    /// inputs through which nothing flows (indices, shapes).
+    fn vjp(&self, _v: &Vjp<'_>) -> Result<Vec<Option<candle_core::Tensor>>> {
+        Err(Error::unsupported("NO-VJP", "no gradient is defined for this operator"))
+    }
+
+    /// How axes couple. The default pins every axis.
+    fn couple(&self, _inputs: &[Option<&Fact>], _outputs: &[Fact]) -> Coupling {
+        Coupling { reason: Some("the operator has no coupling rule".into()), ..Coupling::default() }
+    }
+
+    /// New attributes and constants after axes were cut. Constant inputs whose own axes are cut
+    /// (weights) are sliced by the caller, not here.
+    fn resize(&self, _inputs: &[Option<&Fact>], _outputs: &[Fact], _cut: &Cut) -> Result<Rewrite> {
+        Ok(Rewrite::default())
+    }
+
+    /// Whether the same inputs always give the same outputs; others are never folded.
+    fn deterministic(&self) -> bool {
+        true
+    }
+}
+
+/// Parses the attributes of one node; the second argument is the operator-set version in force.
+pub type Parse = fn(&Attributes, i64) -> Result<Arc<dyn Operator>>;
+
+/// The claim that a family makes for one operator.
+#[derive(Clone, Copy)]
+pub struct Spec {
+    /// Domain, empty for the default one.
+    pub domain: &'static str,
+    /// Operator name.
+    pub name: &'static str,
+    /// First and last operator-set version that is covered.
+    pub opsets: (i64, i64),
+    /// Element types of the first input that are covered.
+    pub dtypes: &'static [DType],
+    /// Parser.
+    pub parse: Parse,
+}
+
+/// The last default-domain operator-set version that families claim.
+pub const LAST_OPSET: i64 = 26;
+
+/// The default domain has two spellings.
+pub fn canonical_domain(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
+}
+
+/// Every claim, family by family.
+pub fn specs() -> impl Iterator<Item = &'static Spec> {
+    FAMILIES.iter().flat_map(|f| f.iter())
+}
+
+/// The claim for an operator at a version, if there is one.
+pub fn lookup(domain: &str, name: &str, opset: i64) -> Option<&'static Spec> {
+    let domain = canonical_domain(domain);
+    specs().find(|s| s.domain == domain && s.name == name && (s.opsets.0..=s.opsets.1).contains(&opset))
+}
+
+const FAMILIES: &[&[Spec]] = &[elementwise::SPECS];
+
+/// The n-th input, or an error that says which one is missing.
+pub fn input<'a, T: ?Sized>(inputs: &[Option<&'a T>], n: usize) -> Result<&'a T> {
+    inputs
+        .get(n)
+        .copied()
+        .flatten()
+        .ok_or_else(|| Error::invalid("OP-INPUT", "a required input is missing").field(format!("input[{n}]")))
+}
+
+/// An axis from attributes (negative counts from the end) as an index below `rank`.
+pub fn axis(axis: i64, rank: usize) -> Result<usize> {
+    let resolved = if axis < 0 { axis + rank as i64 } else { axis };
+    usize::try_from(resolved).ok().filter(|a| *a < rank).ok_or_else(|| {
+        Error::invalid("OP-AXIS", "axis is out of range")
+            .found(axis)
+            .limit(format!("-{rank} to {}", rank as i64 - 1))
+    })
+}

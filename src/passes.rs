@@ -1,1 +1,130 @@
-//! Graph to graph: prune, quantize, optimize, lower.
+//! Passes: graph to graph, each with a report of what it applied and what it skipped, and why.
+//! They know graphs, operators and the executor; they know no job, no file of results and no face.
+
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::monitor::Monitor;
+use crate::tensor::Tensor;
+use crate::units::Bytes;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of [`PassReport`].
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Pushes batches of named input tensors into the given function until the data ends or it fails.
+pub type Feed<'a> =
+    dyn Fn(&mut dyn FnMut(&[(String, Tensor)]) -> Result<()>) -> Result<()> + Send + Sync + 'a;
+
+/// What a pass may use.
+pub struct Ctx<'a> {
+    /// Progress, cancellation, memory cap.
+    pub monitor: &'a dyn Monitor,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Threads to use.
+    pub threads: usize,
+    /// Calibration data, where the recipe names some.
+    pub calibration: Option<&'a Feed<'a>>,
+}
+
+/// What a pass will need.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+pub struct Estimate {
+    /// Wall time.
+    pub seconds: f64,
+    /// Peak memory above what the process holds.
+    pub memory: Bytes,
+    /// Size of the result.
+    pub disk: Bytes,
+}
+
+/// One thing that a pass did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Rule, such as `fold-batch-norm`.
+    pub rule: String,
+    /// Node or group it was applied to.
+    pub target: String,
+    /// Detail for people: `64 -> 48 channels`.
+    pub detail: String,
+}
+
+/// One thing that a pass left alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Rule.
+    pub rule: String,
+    /// Node or group.
+    pub target: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a pass did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct PassReport {
+    /// Version of this format.
+    pub schema_version: u32,
+    /// Pass.
+    pub pass: String,
+    /// Changes.
+    pub applied: Vec<Applied>,
+    /// Near misses and refusals.
+    pub skipped: Vec<Skipped>,
+    /// Figures: `parameters_before`, `calibration_samples`, ...
+    pub facts: BTreeMap<String, f64>,
+}
+
+impl PassReport {
+    /// An empty report.
+    pub fn new(pass: &str) -> PassReport {
+        PassReport { schema_version: SCHEMA_VERSION, pass: pass.into(), ..PassReport::default() }
+    }
+    /// Notes a change.
+    pub fn apply(&mut self, rule: &str, target: impl Into<String>, detail: impl Into<String>) {
+        self.applied.push(Applied { rule: rule.into(), target: target.into(), detail: detail.into() });
+    }
+    /// Notes what was left alone.
+    pub fn skip(&mut self, rule: &str, target: impl Into<String>, reason: impl Into<String>) {
+        self.skipped.push(Skipped { rule: rule.into(), target: target.into(), reason: reason.into() });
+    }
+}
+
+/// A transformation of graphs. Same graph, settings, data, seed and threads give the same result.
+pub trait Pass: Send + Sync {
+    /// Name, as in recipes.
+    fn name(&self) -> &'static str;
+    /// Fails early where the pass cannot run on this graph (missing data, nothing prunable).
+    fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()>;
+    /// What it will need.
+    fn estimate(&self, graph: &Graph) -> Estimate;
+    /// Runs. Reports to `ctx.monitor` and stops at safe points when asked.
+    fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)>;
+}
+
+/// Builds a pass from its settings, which are checked by type and range; unknown ones are refused.
+type Build = fn(&toml::Table) -> Result<Box<dyn Pass>>;
+
+/// All passes: name, one sentence, builder.
+pub const PASSES: &[(&str, &str, Build)] = &[];
+
+/// The pass of a recipe step; a `Usage` error names the step's faulty field.
+pub fn by_name(name: &str, settings: &toml::Table) -> Result<Box<dyn Pass>> {
+    match PASSES.iter().find(|(n, _, _)| *n == name) {
+        Some((_, _, build)) => build(settings),
+        None => Err(Error::usage("PASS", "unknown pass")
+            .field("step.pass")
+            .found(name)
+            .limit(PASSES.iter().map(|(n, _, _)| *n).collect::<Vec<_>>().join(", "))),
+    }
+}
+
+/// Reads typed settings from a step; unknown or ill-typed fields are `Usage` errors that name them.
+pub fn settings<T: serde::de::DeserializeOwned>(pass: &str, table: &toml::Table) -> Result<T> {
+    T::deserialize(table.clone()).map_err(|e| {
+        Error::usage("PASS-SETTINGS", e.message().trim().to_string())
+            .field(format!("step \"{pass}\""))
+            .hint(format!("`tinsmith {pass} --help` lists the settings"))
+    })
+}
