@@ -42,9 +42,12 @@ impl Executor {
             if node.is("If") {
                 bodies.push(node.bodies.iter().map(|(_, b)| Executor::new(b)).collect::<Result<_>>()?);
             } else if !node.bodies.is_empty() {
-                return Err(Error::unsupported("OP-BODY", format!("{} is not executed here", node.operator_name()))
-                    .node(graph.label(i))
-                    .hint("measure this model on ONNX Runtime"));
+                return Err(Error::unsupported(
+                    "OP-BODY",
+                    format!("{} is not executed here", node.operator_name()),
+                )
+                .node(graph.label(i))
+                .hint("measure this model on ONNX Runtime"));
             } else {
                 graph.operator(i)?;
                 bodies.push(vec![]);
@@ -80,7 +83,12 @@ impl Executor {
     }
 
     /// Runs and shows every computed value to `tap`; an error of the tap stops the run.
-    pub fn run_tapped(&self, inputs: &[(String, Tensor)], overrides: &Overrides, tap: &mut Tap<'_>) -> Result<Vec<Value>> {
+    pub fn run_tapped(
+        &self,
+        inputs: &[(String, Tensor)],
+        overrides: &Overrides,
+        tap: &mut Tap<'_>,
+    ) -> Result<Vec<Value>> {
         let mut env = self.environment(inputs)?;
         self.run_nodes(&mut env, overrides, &|_| None, &mut |i, env| {
             for v in self.graph.node(i).outputs.iter().flatten() {
@@ -102,8 +110,11 @@ impl Executor {
         for (name, tensor) in inputs {
             let known = self.graph.find(name).filter(|v| self.graph.inputs().contains(v));
             let Some(v) = known else {
-                let names: Vec<&str> = self.graph.inputs().iter().map(|v| self.graph.value_name(*v)).collect();
-                return Err(Error::invalid("INPUT-NAME", "the model has no such input").found(name).limit(names.join(", ")));
+                let names: Vec<&str> =
+                    self.graph.inputs().iter().map(|v| self.graph.value_name(*v)).collect();
+                return Err(Error::invalid("INPUT-NAME", "the model has no such input")
+                    .found(name)
+                    .limit(names.join(", ")));
             };
             if let Some(Type::Tensor { dtype, shape }) = &self.graph.value(v).ty {
                 let fits = shape.as_ref().is_none_or(|s| {
@@ -121,7 +132,9 @@ impl Executor {
         }
         for v in self.graph.required_inputs() {
             if env[v.0 as usize].is_none() {
-                return Err(Error::invalid("INPUT-MISSING", "an input is missing").found(self.graph.value_name(v)));
+                return Err(
+                    Error::invalid("INPUT-MISSING", "an input is missing").found(self.graph.value_name(v))
+                );
             }
         }
         Ok(env)
@@ -143,7 +156,8 @@ impl Executor {
         }
         match self.graph.initializer(v) {
             Some(tensor) => {
-                let value = Value::load(tensor).map_err(|e| e.field(format!("initializer \"{}\"", self.graph.value_name(v))))?;
+                let value = Value::load(tensor)
+                    .map_err(|e| e.field(format!("initializer \"{}\"", self.graph.value_name(v))))?;
                 Ok(Some(cell.get_or_init(|| value).clone()))
             }
             None => Ok(outer(self.graph.value_name(v))),
@@ -156,7 +170,9 @@ impl Executor {
         overrides: &Overrides,
         outer: &dyn Fn(&str) -> Option<Value>,
     ) -> Result<Vec<Value>> {
-        let missing = |v: ValueId| Error::internal("OUTPUT", format!("output {} was not computed", self.graph.value_name(v)));
+        let missing = |v: ValueId| {
+            Error::internal("OUTPUT", format!("output {} was not computed", self.graph.value_name(v)))
+        };
         self.graph
             .outputs()
             .iter()
@@ -189,7 +205,10 @@ impl Executor {
             }
             for (slot, (v, value)) in node.inputs.iter().zip(&owned).enumerate() {
                 if v.is_some() && value.is_none() {
-                    return Err(at(Error::internal("VALUE", format!("input {slot} was freed or never computed"))));
+                    return Err(at(Error::internal(
+                        "VALUE",
+                        format!("input {slot} was freed or never computed"),
+                    )));
                 }
             }
             let inputs: Vec<Option<&Value>> = owned.iter().map(Option::as_ref).collect();

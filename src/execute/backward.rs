@@ -25,7 +25,12 @@ pub struct Tape<'e> {
 
 impl Executor {
     /// Runs forward and keeps what a reverse pass towards `wanted` (constants or inputs) reads.
-    pub fn forward(&self, inputs: &[(String, Tensor)], overrides: &Overrides, wanted: &[ValueId]) -> Result<Tape<'_>> {
+    pub fn forward(
+        &self,
+        inputs: &[(String, Tensor)],
+        overrides: &Overrides,
+        wanted: &[ValueId],
+    ) -> Result<Tape<'_>> {
         let graph = self.graph();
         let mut carries = vec![false; graph.value_count()];
         for v in wanted {
@@ -97,7 +102,8 @@ impl Tape<'_> {
             accumulate(&mut grads, graph.outputs()[output], grad)?;
         }
         for (i, node) in graph.nodes().iter().enumerate().rev() {
-            let needs: Vec<bool> = node.inputs.iter().map(|v| v.is_some_and(|v| self.carries[v.0 as usize])).collect();
+            let needs: Vec<bool> =
+                node.inputs.iter().map(|v| v.is_some_and(|v| self.carries[v.0 as usize])).collect();
             let reached = node.outputs.iter().flatten().any(|v| grads.contains_key(v));
             if reached && needs.contains(&true) {
                 let op = graph.operator(i)?;

@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor as Float};
 /// type is that of the logits.
 pub fn cross_entropy(logits: &Float, labels: &[usize], epsilon: f64) -> Result<(f64, Float)> {
     let (rows, classes) = logits.dims2().map_err(|_| {
-        Error::invalid("LOSS-SHAPE", "cross entropy needs logits of rank 2").found(format!("{:?}", logits.dims()))
+        Error::invalid("LOSS-SHAPE", "cross entropy needs logits of rank 2")
+            .found(format!("{:?}", logits.dims()))
     })?;
     if labels.len() != rows {
         return Err(Error::invalid("LOSS-LABELS", "labels do not match the rows of the logits")
@@ -16,7 +17,9 @@ pub fn cross_entropy(logits: &Float, labels: &[usize], epsilon: f64) -> Result<(
             .limit(rows));
     }
     if let Some(bad) = labels.iter().find(|l| **l >= classes) {
-        return Err(Error::invalid("LOSS-LABELS", "label is not a class").found(bad).limit(format!("below {classes}")));
+        return Err(Error::invalid("LOSS-LABELS", "label is not a class")
+            .found(bad)
+            .limit(format!("below {classes}")));
     }
     let values = logits.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     let mut grad = vec![0f64; values.len()];
@@ -51,7 +54,9 @@ mod tests {
             let (mut up, mut down) = (base.clone(), base.clone());
             up[i] += 1e-5;
             down[i] -= 1e-5;
-            let slope = (cross_entropy(&at(up), &labels, 0.1).unwrap().0 - cross_entropy(&at(down), &labels, 0.1).unwrap().0) / 2e-5;
+            let slope = (cross_entropy(&at(up), &labels, 0.1).unwrap().0
+                - cross_entropy(&at(down), &labels, 0.1).unwrap().0)
+                / 2e-5;
             assert!((slope - grad[i]).abs() < 1e-9, "{i}: {slope} and {}", grad[i]);
         }
         assert!(cross_entropy(&at(base), &[3, 0], 0.0).is_err());

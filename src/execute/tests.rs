@@ -11,7 +11,10 @@ fn f32s(shape: &[usize], v: Vec<f32>) -> Tensor {
 
 fn residual() -> Graph {
     let mut edit = Edit::new("g", &[("", 17)]);
-    let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape: Some(vec![Dim::symbol("n"), Dim::from(2i64)]) });
+    let x = edit.add_input(
+        "x",
+        Type::Tensor { dtype: DType::F32, shape: Some(vec![Dim::symbol("n"), Dim::from(2i64)]) },
+    );
     let b = edit.add_initializer("b", f32s(&[2], vec![1.0, -3.0]));
     let y = edit.add_op("Add", &[x, b], Attributes::new(), "y");
     let r = edit.add_op("Relu", &[y], Attributes::new(), "r");

@@ -51,7 +51,8 @@ impl Trainer {
         let mut parameters = Vec::with_capacity(wanted.len());
         for v in wanted {
             let tensor = graph.initializer(*v).filter(|t| t.dtype() == DType::F32).ok_or_else(|| {
-                Error::invalid("TRAIN-PARAMETER", "only f32 constants can be trained").found(graph.value_name(*v))
+                Error::invalid("TRAIN-PARAMETER", "only f32 constants can be trained")
+                    .found(graph.value_name(*v))
             })?;
             let shape = tensor.shape().to_vec();
             parameters.push(Parameter { id: *v, decay: shape.len() > 1, shape, values: tensor.to_vec()? });
@@ -89,7 +90,8 @@ impl Trainer {
         let mut flat = Vec::with_capacity(self.parameters.len());
         for p in &self.parameters {
             let grad = gradients.get(&p.id).ok_or_else(|| {
-                Error::invalid("TRAIN-UNREACHED", "no gradient reaches the parameter").found(graph.value_name(p.id))
+                Error::invalid("TRAIN-UNREACHED", "no gradient reaches the parameter")
+                    .found(graph.value_name(p.id))
             })?;
             flat.push(grad.flatten_all()?.to_vec1::<f32>()?);
         }
@@ -100,7 +102,8 @@ impl Trainer {
                 .hint("lower the learning rate"));
         }
         let decay: Vec<bool> = self.parameters.iter().map(|p| p.decay).collect();
-        let mut slices: Vec<&mut [f32]> = self.parameters.iter_mut().map(|p| p.values.as_mut_slice()).collect();
+        let mut slices: Vec<&mut [f32]> =
+            self.parameters.iter_mut().map(|p| p.values.as_mut_slice()).collect();
         let gradients: Vec<&[f32]> = flat.iter().map(Vec::as_slice).collect();
         self.optimizer.step(rate, &mut slices, &gradients, &decay);
         for ((constant, _), value) in self.running.iter().zip(running) {
