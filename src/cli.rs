@@ -1,1 +1,130 @@
-//! Command line: parses, calls the rooms below, prints.
+//! Command line: arguments enter, calls to the rooms below follow, results leave on stdout, progress
+//! and errors on stderr, the exit code says how it ended. One file per command. Nothing here computes
+//! on a model: commands submit jobs and read their state, or ask a child process.
+
+mod compare;
+mod context;
+mod failure;
+mod generate;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use context::Context;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Make neural networks small and fast on ordinary CPUs, and prove it with measurements.
+///
+/// Without a command the workbench opens.
+#[derive(Debug, Parser)]
+#[command(name = "tinsmith", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 a gate was not met, 2 usage, 3 invalid input, 4 unsupported, 5 refused by a limit,\n6 storage, 7 busy, 8 a job or worker died, 9 integrity, 70 internal bug, 75 stopped and resumable,\n129/130/143 ended by HUP, INT, TERM.\n\nExample:\n  tinsmith demo --headless"
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// How results are written to stdout
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    format: FormatName,
+    /// Where jobs, models, data and runtimes are kept [default: $TINSMITH_HOME or the user's data directory]
+    #[arg(long, global = true, value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// No progress on stderr
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Colours on a terminal
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: When,
+    /// Threads within an operator; `bench` takes a list such as 1,2
+    #[arg(long, global = true, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Vec<u16>,
+    /// Seed of everything random
+    #[arg(long, global = true, value_name = "N")]
+    seed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FormatName {
+    Text,
+    Json,
+    Jsonl,
+    Csv,
+    Md,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Compare(compare::Args),
+    Gen(generate::Args),
+}
+
+/// Runs the command line of this process and returns its exit code.
+pub fn main() -> ExitCode {
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let json = failure::wants_json(&arguments);
+    let matches = match Cli::command().try_get_matches_from(&arguments) {
+        Ok(matches) => matches,
+        Err(e) => return failure::of_arguments(&e, json),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => return failure::of_arguments(&e, json),
+    };
+    let color = context::color_on_stderr(cli.global.color);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => failure::report(&e, json, color),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let context = Context::new(&cli.global)?;
+    match cli.command {
+        None => {
+            Cli::command().print_help()?;
+            Ok(())
+        }
+        Some(Command::Compare(args)) => compare::run(&context, args),
+        Some(Command::Gen(args)) => generate::run(&context, args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_sentence_and_an_example() {
+        fn check(command: &clap::Command, path: &str) {
+            for sub in command.get_subcommands().filter(|s| !s.is_hide_set()) {
+                let path = format!("{path} {}", sub.get_name());
+                assert!(sub.get_about().is_some(), "{path} has no sentence");
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let example = help.contains("Example") && help.contains("tinsmith ");
+                assert!(sub.has_subcommands() || example, "{path} has no example");
+                check(sub, &path);
+            }
+        }
+        check(&Cli::command(), "tinsmith");
+    }
+}
