@@ -3,3 +3,5 @@
 
 #[path = "architecture.rs"]
 mod architecture;
+#[path = "jobs.rs"]
+mod jobs;
