@@ -3,6 +3,7 @@
 
 pub mod edit;
 pub mod infer;
+mod upgrade;
 
 pub use edit::Edit;
 pub use infer::Facts;

@@ -1,0 +1,171 @@
+//! Post-training quantisation: `dynamic-int8` (activations quantised as they come, for products) and
+//! `static-int8` (QDQ with calibrated ranges, for convolutional nets).
+
+mod calibrate;
+mod dynamic;
+mod qdq;
+mod ranges;
+mod weights;
+
+use super::{Ctx, Estimate, Pass, PassReport};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, NodeIndex, Node};
+use crate::tensor::DType;
+use crate::units::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// What is quantised, and when the ranges of activations are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheme {
+    /// Weights once, activations at run time; MatMul, Gemm and embedding look-ups, never Conv.
+    #[default]
+    DynamicInt8,
+    /// Weights and activations once, from calibration data; QuantizeLinear/DequantizeLinear pairs.
+    StaticInt8,
+}
+
+/// How the range of an activation follows from calibration data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Calibrator {
+    /// Smallest and largest value seen.
+    #[default]
+    Minmax,
+}
+
+/// Settings of the pass.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// What is quantised.
+    pub scheme: Scheme,
+    /// Range rule of `static-int8`.
+    pub calibrator: Calibrator,
+    /// One scale per output channel of a weight instead of one per tensor.
+    pub per_channel: bool,
+    /// Weights on 7 bits, so that AVX2's 16-bit sums of u8 x s8 products cannot saturate.
+    pub reduce_range: bool,
+    /// Name patterns (substrings, `*` wild) of nodes that stay in float.
+    pub exclude: Vec<String>,
+    /// Most calibration samples (rows of the batch axis) to read; 0 reads all.
+    pub samples: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            scheme: Scheme::default(),
+            calibrator: Calibrator::default(),
+            per_channel: true,
+            reduce_range: false,
+            exclude: vec![],
+            samples: 0,
+        }
+    }
+}
+
+/// The pass.
+#[derive(Debug)]
+pub struct Quantize {
+    settings: Settings,
+}
+
+/// Builds the pass from a recipe step.
+pub(super) fn build(table: &toml::Table) -> Result<Box<dyn Pass>> {
+    Ok(Box::new(Quantize { settings: super::settings("quantize", table)? }))
+}
+
+/// Whether `name` matches a pattern: `*` stands for any text, a pattern without one must be contained.
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    if !pattern.contains('*') {
+        return name.contains(pattern);
+    }
+    let parts: Vec<&str> = pattern.split('*').collect();
+    let (first, last) = (parts[0], parts[parts.len() - 1]);
+    if !name.starts_with(first) || !name.ends_with(last) || name.len() < first.len() + last.len() {
+        return false;
+    }
+    let mut rest = &name[first.len()..name.len() - last.len()];
+    parts[1..parts.len() - 1].iter().all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+impl Settings {
+    fn excluded(&self, graph: &Graph, i: NodeIndex) -> bool {
+        let label = graph.label(i);
+        self.exclude.iter().any(|p| matches(p, &label))
+    }
+    /// Largest magnitude of a quantised weight.
+    fn weight_limit(&self) -> f32 {
+        if self.reduce_range { 63.0 } else { 127.0 }
+    }
+}
+
+/// The float weight of a product: a constant f32 matrix at input 1.
+fn constant_weight(graph: &Graph, node: &Node) -> Option<crate::graph::ValueId> {
+    let v = (*node.inputs.get(1)?)?;
+    graph.initializer(v).filter(|t| t.dtype() == DType::F32)?;
+    Some(v)
+}
+
+/// Quantised operators in the input are refused: quantising twice loses quality for nothing.
+fn refuse_quantized(graph: &Graph) -> Result<()> {
+    let quantized = ["QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear", "MatMulNBits"];
+    if let Some(i) = (0..graph.nodes().len()).find(|i| quantized.contains(&graph.node(*i).op_type.as_str())) {
+        return Err(Error::unsupported("QUANTIZE-TWICE", "the model is quantised already")
+            .node(graph.label(i))
+            .found(graph.node(i).operator_name())
+            .hint("start from the float model"));
+    }
+    Ok(())
+}
+
+impl Pass for Quantize {
+    fn name(&self) -> &'static str {
+        "quantize"
+    }
+
+    fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
+        refuse_quantized(graph)?;
+        match self.settings.scheme {
+            Scheme::DynamicInt8 => dynamic::check(graph, &self.settings),
+            Scheme::StaticInt8 => {
+                if ctx.calibration.is_none() {
+                    return Err(Error::usage("CALIBRATION", "static-int8 needs calibration data")
+                        .field("data.calibration")
+                        .hint("pass --data SPEC, or set [data] calibration in the recipe"));
+                }
+                qdq::check(graph, &self.settings)
+            }
+        }
+    }
+
+    fn estimate(&self, graph: &Graph) -> Estimate {
+        let bytes: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
+        let largest = graph.initializers().map(|(_, t)| t.byte_len()).max().unwrap_or(0);
+        Estimate { seconds: bytes as f64 / 5e8, memory: Bytes(bytes / 4 + 2 * largest), disk: Bytes(bytes / 3) }
+    }
+
+    fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {
+        self.check(graph, ctx)?;
+        let mut report = PassReport::new("quantize");
+        let before: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
+        let graph = match self.settings.scheme {
+            Scheme::DynamicInt8 => dynamic::run(graph, &self.settings, ctx, &mut report)?,
+            Scheme::StaticInt8 => qdq::run(graph, &self.settings, ctx, &mut report)?,
+        };
+        let after: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
+        report.facts.insert("weight_bytes_before".into(), before as f64);
+        report.facts.insert("weight_bytes_after".into(), after as f64);
+        Ok((graph, report))
+    }
+}
+
+#[cfg(test)]
+mod tests;

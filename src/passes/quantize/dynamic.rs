@@ -1,0 +1,229 @@
+//! Dynamic int8. A product `x * W` becomes `DynamicQuantizeLinear(x)`, `MatMulInteger` with int8
+//! weights, and a rescaling that ONNX Runtime fuses with it; an embedding `Gather(W, i)` becomes a
+//! look-up of int8 rows and of their scales. Convolutions stay in float: `ConvInteger` is slower than
+//! the float convolution on every CPU that was measured.
+
+use super::{Settings, constant_weight, weights};
+use crate::error::{Error, Result};
+use crate::graph::{Edit, Graph, Node, NodeIndex, ValueId};
+use crate::ops::{Attr, Attributes};
+use crate::passes::{Ctx, PassReport};
+use crate::tensor::{DType, Tensor};
+use std::collections::HashMap;
+
+/// The way in which a node is quantised.
+enum Kind {
+    Product { weight: ValueId, transposed: bool, bias: Option<ValueId> },
+    Embedding { table: ValueId },
+}
+
+const RULE: &str = "dynamic-int8";
+
+/// Smallest embedding worth a look-up of scales.
+const EMBEDDING_ROWS: usize = 256;
+
+/// What to do with a node; `Err` says why a candidate is left alone, `Ok(None)` that it is none.
+fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'static str> {
+    let node = graph.node(i);
+    if node.is("MatMul") || node.is("Gemm") {
+        let Some(weight) = constant_weight(graph, node) else { return Err("its second input is no f32 constant") };
+        if graph.initializer(weight).is_none_or(|t| t.shape().len() != 2) {
+            return Err("its weight is no matrix");
+        }
+        if node.is("MatMul") {
+            return Ok(Some(Kind::Product { weight, transposed: false, bias: None }));
+        }
+        let flag = |name| node.attributes.int(name, 0).unwrap_or(0) != 0;
+        let one = |name| node.attributes.float(name, 1.0).unwrap_or(1.0) == 1.0;
+        if flag("transA") || !one("alpha") || !one("beta") {
+            return Err("Gemm with transA, alpha or beta");
+        }
+        let bias = node.inputs.get(2).copied().flatten();
+        return Ok(Some(Kind::Product { weight, transposed: flag("transB"), bias }));
+    }
+    if node.is("Gather") && node.attributes.int("axis", 0).unwrap_or(0) == 0 {
+        let Some(table) = node.inputs.first().copied().flatten() else { return Ok(None) };
+        let fits = |t: &Tensor| t.dtype() == DType::F32 && t.shape().len() == 2 && t.shape()[0] >= EMBEDDING_ROWS;
+        if graph.initializer(table).is_some_and(fits) {
+            return Ok(Some(Kind::Embedding { table }));
+        }
+    }
+    Ok(None)
+}
+
+/// Fails where nothing would be quantised.
+pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
+    if graph.opset("").is_some_and(|v| v < 11) {
+        return Err(Error::unsupported("OPSET", "dynamic quantisation needs operator set 11 or later")
+            .field("opset_import")
+            .found(graph.opset("").unwrap_or(0))
+            .limit("11 or later")
+            .hint("export the model with a newer operator set"));
+    }
+    let any = (0..graph.nodes().len()).any(|i| !settings.excluded(graph, i) && matches!(kind(graph, i), Ok(Some(_))));
+    if any {
+        return Ok(());
+    }
+    let convolutions = graph.nodes().iter().filter(|n| n.is("Conv")).count();
+    let error = Error::unsupported("NOTHING-TO-QUANTIZE", "no MatMul, Gemm or embedding with constant f32 weights is left to quantise");
+    Err(match convolutions {
+        0 => error.hint("check `exclude`, or whether the model is quantised already"),
+        n => error.found(format!("{n} convolutions")).hint(
+            "convolutions are never quantised dynamically (integer convolution with ranges found at run time is slower than float); use --scheme static-int8 with calibration data",
+        ),
+    })
+}
+
+pub(super) fn run(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<Graph> {
+    let mut edit = graph.edit();
+    let mut inputs: HashMap<ValueId, (ValueId, ValueId, ValueId)> = HashMap::new();
+    let mut quantized: HashMap<(ValueId, bool), (ValueId, ValueId)> = HashMap::new();
+    ctx.monitor.phase("quantize: weights", Some(graph.nodes().len() as u64));
+    let mut used = 0u64;
+    for i in 0..graph.nodes().len() {
+        ctx.monitor.check()?;
+        ctx.monitor.progress(i as u64);
+        let node = graph.node(i);
+        if node.is("Conv") || node.is("ConvTranspose") {
+            report.skip(RULE, graph.label(i), "integer convolution with ranges found at run time is slower than float");
+            continue;
+        }
+        let kind = match kind(graph, i) {
+            Ok(Some(kind)) => kind,
+            Ok(None) => continue,
+            Err(why) => {
+                report.skip(RULE, graph.label(i), why);
+                continue;
+            }
+        };
+        if settings.excluded(graph, i) {
+            report.skip(RULE, graph.label(i), "excluded by name");
+            continue;
+        }
+        used += 1;
+        match kind {
+            Kind::Product { weight, transposed, bias } => {
+                let (Some(x), Some(y)) = (node.inputs[0], node.outputs[0]) else { continue };
+                let pair = match quantized.get(&(weight, transposed)) {
+                    Some(pair) => *pair,
+                    None => {
+                        let pair = product_weight(graph, &mut edit, weight, transposed, settings)?;
+                        quantized.insert((weight, transposed), pair);
+                        pair
+                    }
+                };
+                let triple = *inputs.entry(x).or_insert_with(|| quantize_input(&mut edit, x));
+                product(&mut edit, graph, i, y, triple, pair, bias);
+                report.apply(RULE, graph.label(i), format!("{} with int8 weight", node.op_type));
+            }
+            Kind::Embedding { table } => {
+                let (Some(index), Some(y)) = (node.inputs[1], node.outputs[0]) else { continue };
+                let pair = match quantized.get(&(table, false)) {
+                    Some(pair) => *pair,
+                    None => {
+                        let pair = embedding_table(graph, &mut edit, table, settings)?;
+                        quantized.insert((table, false), pair);
+                        pair
+                    }
+                };
+                embedding(&mut edit, graph, i, index, y, pair);
+                report.apply(RULE, graph.label(i), "int8 rows with a scale each");
+            }
+        }
+    }
+    report.facts.insert("quantized_nodes".into(), used as f64);
+    let edited = edit.commit()?;
+    drop_unused_constants(edited)
+}
+
+/// Weights whose every reader was replaced leave the graph.
+pub(super) fn drop_unused_constants(graph: Graph) -> Result<Graph> {
+    let uses = graph.uses();
+    let unused: Vec<ValueId> = graph
+        .initializers()
+        .map(|(v, _)| v)
+        .filter(|v| uses.consumers(*v).is_empty() && !graph.outputs().contains(v))
+        .collect();
+    let mut edit = Edit::of(graph);
+    for v in unused {
+        edit.remove_initializer(v);
+        edit.remove_input(v);
+    }
+    edit.commit()
+}
+
+fn f32s(shape: Vec<usize>, v: Vec<f32>) -> Result<Tensor> {
+    Tensor::from_vec(shape, v)
+}
+
+fn product_weight(graph: &Graph, edit: &mut Edit, weight: ValueId, transposed: bool, settings: &Settings) -> Result<(ValueId, ValueId)> {
+    let name = graph.value_name(weight).to_string();
+    let stored = graph.initializer(weight).ok_or_else(|| Error::internal("QUANTIZE", "weight vanished"))?;
+    let tensor = if transposed { stored.transposed(&[1, 0]) } else { stored.clone() };
+    let axis = settings.per_channel.then_some(1);
+    let q = weights::symmetric(&name, &tensor, axis, settings.weight_limit(), &[])?;
+    let scales = if axis.is_some() { vec![q.scales.len()] } else { vec![] };
+    let values = Tensor::from_vec(tensor.shape().to_vec(), q.values)?;
+    Ok((
+        edit.add_initializer(&format!("{name}_quantized"), values),
+        edit.add_initializer(&format!("{name}_scale"), f32s(scales, q.scales)?),
+    ))
+}
+
+/// Quantised input, its scale and its zero point, shared by all readers of the value.
+fn quantize_input(edit: &mut Edit, x: ValueId) -> (ValueId, ValueId, ValueId) {
+    let name = edit.graph().value_name(x).to_string();
+    let outputs = ["quantized", "scale", "zero_point"].map(|part| edit.add_value(&format!("{name}_{part}"), None));
+    let [q, s, z] = outputs;
+    edit.add_node(
+        Node::new("DynamicQuantizeLinear", vec![Some(x)], vec![Some(q), Some(s), Some(z)])
+            .named(format!("{name}_DynamicQuantizeLinear")),
+    );
+    (q, s, z)
+}
+
+fn product(
+    edit: &mut Edit,
+    graph: &Graph,
+    i: NodeIndex,
+    y: ValueId,
+    (q, s, z): (ValueId, ValueId, ValueId),
+    (weight, scale): (ValueId, ValueId),
+    bias: Option<ValueId>,
+) {
+    let label = graph.label(i);
+    edit.remove_node(i);
+    let sum = edit.add_value(&format!("{label}_int32"), None);
+    edit.add_node(Node::new("MatMulInteger", vec![Some(q), Some(weight), Some(z)], vec![Some(sum)]).named(format!("{label}_MatMulInteger")));
+    let to_float = Attributes::new().with("to", Attr::Int(i64::from(DType::F32.onnx())));
+    let float = edit.add_op("Cast", &[sum], to_float, &format!("{label}_float"));
+    let scales = edit.add_op("Mul", &[s, scale], Attributes::new(), &format!("{label}_scales"));
+    let scaled = if bias.is_some() { edit.add_value(&format!("{label}_scaled"), None) } else { y };
+    edit.add_node(Node::new("Mul", vec![Some(float), Some(scales)], vec![Some(scaled)]).named(format!("{label}_rescale")));
+    if let Some(bias) = bias {
+        edit.add_node(Node::new("Add", vec![Some(scaled), Some(bias)], vec![Some(y)]).named(format!("{label}_bias")));
+    }
+}
+
+fn embedding_table(graph: &Graph, edit: &mut Edit, table: ValueId, settings: &Settings) -> Result<(ValueId, ValueId)> {
+    let name = graph.value_name(table).to_string();
+    let tensor = graph.initializer(table).ok_or_else(|| Error::internal("QUANTIZE", "table vanished"))?;
+    let q = weights::symmetric(&name, tensor, Some(0), settings.weight_limit(), &[])?;
+    let rows = q.scales.len();
+    let values = Tensor::from_vec(tensor.shape().to_vec(), q.values)?;
+    Ok((
+        edit.add_initializer(&format!("{name}_quantized"), values),
+        edit.add_initializer(&format!("{name}_scale"), f32s(vec![rows, 1], q.scales)?),
+    ))
+}
+
+fn embedding(edit: &mut Edit, graph: &Graph, i: NodeIndex, index: ValueId, y: ValueId, (table, scale): (ValueId, ValueId)) {
+    let label = graph.label(i);
+    edit.remove_node(i);
+    let axis = || Attributes::new().with("axis", Attr::Int(0));
+    let rows = edit.add_op("Gather", &[table, index], axis(), &format!("{label}_rows"));
+    let scales = edit.add_op("Gather", &[scale, index], axis(), &format!("{label}_row_scales"));
+    let to_float = Attributes::new().with("to", Attr::Int(i64::from(DType::F32.onnx())));
+    let float = edit.add_op("Cast", &[rows], to_float, &format!("{label}_float"));
+    edit.add_node(Node::new("Mul", vec![Some(float), Some(scales)], vec![Some(y)]).named(format!("{label}_rescale")));
+}

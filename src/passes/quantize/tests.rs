@@ -1,0 +1,117 @@
+//! Placement and settings of quantisation on graphs built by hand.
+
+use super::*;
+use crate::graph::{Edit, Type};
+use crate::monitor::Silent;
+use crate::ops::{Attr, Attributes, Dim};
+use crate::passes::Feed;
+use crate::tensor::Tensor;
+
+fn mlp(op: &str) -> Graph {
+    let mut edit = Edit::new("mlp", &[("", 17)]);
+    let shape = Some(vec![Dim::symbol("n"), Dim::from(8i64)]);
+    let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape });
+    let w: Vec<f32> = (0..32).map(|i| ((i * 7 % 13) as f32 - 6.0) / 6.0).collect();
+    let w = edit.add_initializer("w", Tensor::from_vec(vec![8, 4], w).unwrap());
+    let mut inputs = vec![x, w];
+    if op == "Gemm" {
+        inputs.push(edit.add_initializer("b", Tensor::from_vec(vec![4], vec![0.5f32, -0.25, 0.0, 1.0]).unwrap()));
+    }
+    let y = edit.add_op(op, &inputs, Attributes::new(), "y");
+    let z = edit.add_op("Relu", &[y], Attributes::new(), "z");
+    edit.add_output(z);
+    edit.commit().unwrap()
+}
+
+fn input() -> Vec<(String, Tensor)> {
+    let v: Vec<f32> = (0..24).map(|i| ((i * 5 % 17) as f32 - 8.0) / 4.0).collect();
+    vec![("x".into(), Tensor::from_vec(vec![3, 8], v).unwrap())]
+}
+
+fn pass(settings: &str) -> Box<dyn Pass> {
+    crate::passes::by_name("quantize", &settings.parse().unwrap()).unwrap()
+}
+
+fn ctx<'a>(feed: Option<&'a Feed<'a>>) -> Ctx<'a> {
+    Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: feed }
+}
+
+fn largest_error(graph: &Graph, quantized: &Graph) -> f32 {
+    let run = |g: &Graph| {
+        let out = crate::execute::Executor::new(g).unwrap().run(&input()).unwrap();
+        out[0].1.to_vec::<f32>().unwrap()
+    };
+    let (a, b) = (run(graph), run(quantized));
+    a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn dynamic_products_stay_close_and_lose_their_float_weights() {
+    for op in ["MatMul", "Gemm"] {
+        let graph = mlp(op);
+        let (quantized, report) = pass("scheme = 'dynamic-int8'").run(&graph, &mut ctx(None)).unwrap();
+        assert_eq!(report.applied.len(), 1);
+        assert!(quantized.find("w").is_none_or(|w| quantized.initializer(w).is_none()));
+        let error = largest_error(&graph, &quantized);
+        assert!(error > 0.0 && error < 0.05, "{op}: {error}");
+    }
+}
+
+#[test]
+fn static_pairs_surround_the_product_but_not_its_relu() {
+    let graph = mlp("Gemm");
+    let feed = |push: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| push(&input());
+    let (quantized, report) = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&feed))).unwrap();
+    assert_eq!(report.facts["calibration_samples"], 3.0);
+    let count = |op: &str| quantized.nodes().iter().filter(|n| n.is(op)).count();
+    assert_eq!((count("QuantizeLinear"), count("DequantizeLinear")), (2, 4));
+    assert_eq!(quantized.value_name(quantized.outputs()[0]), "z");
+    let error = largest_error(&graph, &quantized);
+    assert!(error > 0.0 && error < 0.05, "{error}");
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let graph = mlp("Gemm");
+    let e = pass("scheme = 'static-int8'").run(&graph, &mut ctx(None)).unwrap_err();
+    assert_eq!((e.code(), e.kind().exit_code()), ("CALIBRATION", 2));
+    let e = pass("exclude = ['*']").run(&graph, &mut ctx(None)).unwrap_err();
+    assert_eq!(e.code(), "NOTHING-TO-QUANTIZE");
+    let empty = |_: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| Ok(());
+    let e = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&empty))).unwrap_err();
+    assert_eq!(e.code(), "CALIBRATION-EMPTY");
+    let (quantized, _) = pass("").run(&graph, &mut ctx(None)).unwrap();
+    assert_eq!(pass("").run(&quantized, &mut ctx(None)).unwrap_err().code(), "QUANTIZE-TWICE");
+    let e = crate::passes::by_name("quantize", &"schema = 'x'".parse().unwrap()).err().unwrap();
+    assert_eq!(e.kind().exit_code(), 2);
+    let bad = |push: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| {
+        push(&[("x".into(), Tensor::from_vec(vec![1, 8], vec![f32::NAN; 8]).unwrap())])
+    };
+    let e = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&bad))).unwrap_err();
+    assert_eq!(e.code(), "CALIBRATION-NAN");
+}
+
+#[test]
+fn name_patterns_match_parts_and_stars() {
+    assert!(matches("conv", "layer1/conv2"));
+    assert!(matches("layer1*", "layer1/conv2") && !matches("conv*", "layer1/conv2"));
+    assert!(matches("*conv*2", "layer1/conv2") && !matches("a*b*a", "aba_"));
+    assert!(!matches("ab*ba", "aba"));
+}
+
+#[test]
+fn an_old_graph_is_raised_for_per_channel_weights() {
+    let mut edit = Edit::new("old", &[("", 11)]);
+    let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape: Some(vec![Dim::from(2i64), Dim::from(3i64)]) });
+    let y = edit.add_op("Unsqueeze", &[x], Attributes::new().with("axes", Attr::Ints(vec![0])), "y");
+    let z = edit.add_op("Softmax", &[y], Attributes::new().with("axis", Attr::Int(1)), "z");
+    edit.add_output(z);
+    let graph = edit.commit().unwrap();
+    let raised = graph.upgrade(13).unwrap();
+    let run = |g: &Graph| {
+        let v = Tensor::from_vec(vec![2, 3], vec![0.1f32, 0.5, -0.3, 1.0, 2.0, 0.0]).unwrap();
+        crate::execute::Executor::new(g).unwrap().run(&[("x".into(), v)]).unwrap()[0].1.to_vec::<f32>().unwrap()
+    };
+    let (a, b) = (run(&graph), run(&raised));
+    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} {b:?}");
+}
