@@ -33,10 +33,9 @@ fn role(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Role>, &'stat
         return constant_weight(graph, node).map(|_| Some(Role::Weighted { channel_axis: 0 })).ok_or("its weight is no f32 constant");
     }
     if node.is("MatMul") || node.is("Gemm") {
-        let weight = constant_weight(graph, node).filter(|v| rank2(*v)).ok_or("its weight is no constant f32 matrix")?;
+        constant_weight(graph, node).filter(|v| rank2(*v)).ok_or("its weight is no constant f32 matrix")?;
         let flag = |name| node.attributes.int(name, 0).unwrap_or(0) != 0;
         let one = |name| node.attributes.float(name, 1.0).unwrap_or(1.0) == 1.0;
-        let _ = weight;
         if node.is("MatMul") {
             return Ok(Some(Role::Weighted { channel_axis: 1 }));
         }
@@ -162,7 +161,7 @@ pub(super) fn run(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mu
         let entry = ranges.entry(root).or_insert(Range::EMPTY);
         *entry = entry.union(seen);
     }
-    let mut writer = Writer { graph: &graph, settings, edit: graph.edit(), grids: HashMap::new(), weights: HashMap::new() };
+    let mut writer = Writer { graph: &graph, uses: graph.uses(), settings, edit: graph.edit(), grids: HashMap::new(), weights: HashMap::new() };
     ctx.monitor.phase("quantize: weights", Some(placement.roles.len() as u64));
     for v in &placement.values {
         let range = ranges.get(&placement.grid_of(*v)).copied().unwrap_or(Range::EMPTY);
@@ -183,11 +182,12 @@ pub(super) fn run(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mu
 
 struct Writer<'g> {
     graph: &'g Graph,
+    uses: Uses,
     settings: &'g Settings,
     edit: Edit,
     /// Scale of each quantised activation.
     grids: HashMap<ValueId, f32>,
-    /// Quantised weights by (weight, axis, scale of the input for the bias floor): (value, scales).
+    /// Quantised weights by weight and channel axis: value and scales.
     weights: HashMap<(ValueId, usize), (ValueId, Vec<f32>)>,
 }
 
@@ -201,15 +201,12 @@ impl Writer<'_> {
         let z = self.edit.add_initializer(&format!("{name}_zero_point"), Tensor::scalar(zero));
         let q = self.edit.add_value(&format!("{name}_quantized"), None);
         let is_output = self.graph.outputs().contains(&v);
-        let producer = self.graph.uses().producer(v);
+        let producer = self.uses.producer(v);
         let (source, target) = match producer {
             // The graph output keeps its name and is what leaves the pair.
             Some((node, slot)) if is_output => {
                 let raw = self.edit.add_value(&format!("{name}_raw"), None);
-                self.edit.redirect(v, raw);
-                let carried = self.edit.node_mut(node);
-                carried.outputs[slot] = Some(raw);
-                self.edit.redirect(raw, v);
+                self.edit.node_mut(node).outputs[slot] = Some(raw);
                 (raw, v)
             }
             _ => {
