@@ -109,9 +109,11 @@ pub trait Pass: Send + Sync {
 type Build = fn(&toml::Table) -> Result<Box<dyn Pass>>;
 
 /// All passes: name, one sentence, builder.
-pub const PASSES: &[(&str, &str, Build)] = &[
-    ("quantize", "int8 weights, with activations quantised at run time or on calibrated ranges", quantize::build),
-];
+pub const PASSES: &[(&str, &str, Build)] = &[(
+    "quantize",
+    "int8 weights, with activations quantised at run time or on calibrated ranges",
+    quantize::build,
+)];
 
 /// The pass of a recipe step; a `Usage` error names the step's faulty field.
 pub fn by_name(name: &str, settings: &toml::Table) -> Result<Box<dyn Pass>> {

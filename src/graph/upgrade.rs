@@ -37,7 +37,8 @@ impl Graph {
 fn raise(graph: &Graph, edit: &mut Edit, i: NodeIndex, from: i64, to: i64) -> Result<()> {
     let node = graph.node(i);
     let refuse = |why: &str| {
-        Err(Error::unsupported("OPSET-UPGRADE", format!("{} cannot be raised: {why}", node.op_type)).node(graph.label(i)))
+        Err(Error::unsupported("OPSET-UPGRADE", format!("{} cannot be raised: {why}", node.op_type))
+            .node(graph.label(i)))
     };
     if node.op.is_none() && node.bodies.is_empty() {
         return refuse("the operator is not known");
@@ -67,7 +68,8 @@ fn raise(graph: &Graph, edit: &mut Edit, i: NodeIndex, from: i64, to: i64) -> Re
         }
         "TopK" if from < 10 => {
             let k = node.attributes.int("k", 1)?;
-            let v = edit.add_initializer(&format!("{}_k", graph.label(i)), Tensor::from_vec(vec![1], vec![k])?);
+            let v =
+                edit.add_initializer(&format!("{}_k", graph.label(i)), Tensor::from_vec(vec![1], vec![k])?);
             let node = edit.node_mut(i);
             node.attributes.remove("k");
             node.inputs.push(Some(v));
@@ -133,9 +135,15 @@ fn softmax(graph: &Graph, edit: &mut Edit, i: NodeIndex, to: i64) -> Result<()> 
         return Ok(());
     }
     let label = graph.label(i);
-    let shape = edit.add_value(&format!("{label}_shape"), Some(Type::Tensor { dtype: DType::I64, shape: None }));
+    let shape =
+        edit.add_value(&format!("{label}_shape"), Some(Type::Tensor { dtype: DType::I64, shape: None }));
     edit.add_node(Node::new("Shape", vec![Some(x)], vec![Some(shape)]));
-    let flat = edit.add_op("Flatten", &[x], Attributes::new().with("axis", Attr::Int(axis)), &format!("{label}_flat"));
+    let flat = edit.add_op(
+        "Flatten",
+        &[x],
+        Attributes::new().with("axis", Attr::Int(axis)),
+        &format!("{label}_flat"),
+    );
     let soft = edit.add_value(&format!("{label}_soft"), None);
     edit.add_node(Node::new("Reshape", vec![Some(soft), Some(shape)], vec![Some(y)]));
     let node = edit.node_mut(i);

@@ -9,7 +9,7 @@ mod weights;
 
 use super::{Ctx, Estimate, Pass, PassReport};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, NodeIndex, Node};
+use crate::graph::{Graph, Node, NodeIndex};
 use crate::tensor::DType;
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,16 @@ fn constant_weight(graph: &Graph, node: &Node) -> Option<crate::graph::ValueId> 
 
 /// Quantised operators in the input are refused: quantising twice loses quality for nothing.
 fn refuse_quantized(graph: &Graph) -> Result<()> {
-    let quantized = ["QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear", "MatMulNBits"];
+    let quantized = [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "DynamicQuantizeLinear",
+        "MatMulNBits",
+    ];
     if let Some(i) = (0..graph.nodes().len()).find(|i| quantized.contains(&graph.node(*i).op_type.as_str())) {
         return Err(Error::unsupported("QUANTIZE-TWICE", "the model is quantised already")
             .node(graph.label(i))
@@ -149,7 +158,11 @@ impl Pass for Quantize {
     fn estimate(&self, graph: &Graph) -> Estimate {
         let bytes: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         let largest = graph.initializers().map(|(_, t)| t.byte_len()).max().unwrap_or(0);
-        Estimate { seconds: bytes as f64 / 5e8, memory: Bytes(bytes / 4 + 2 * largest), disk: Bytes(bytes / 3) }
+        Estimate {
+            seconds: bytes as f64 / 5e8,
+            memory: Bytes(bytes / 4 + 2 * largest),
+            disk: Bytes(bytes / 3),
+        }
     }
 
     fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {

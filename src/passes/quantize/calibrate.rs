@@ -5,8 +5,8 @@ use super::ranges::Range;
 use crate::error::{Error, Result};
 use crate::execute::{Executor, Overrides};
 use crate::graph::{Graph, ValueId};
-use crate::passes::Feed;
 use crate::monitor::Monitor;
+use crate::passes::Feed;
 use crate::tensor::{Tensor, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,7 +50,8 @@ pub(super) fn ranges(
         monitor.check()?;
         let mut note = |v: ValueId, value: &Value| -> Result<()> {
             if wanted.contains(&v)
-                && let Some(r) = range(value).map_err(|e| e.field(format!("value \"{}\"", graph.value_name(v))))?
+                && let Some(r) =
+                    range(value).map_err(|e| e.field(format!("value \"{}\"", graph.value_name(v))))?
             {
                 let entry = found.entry(v).or_insert(Range::EMPTY);
                 *entry = entry.union(r);
@@ -75,7 +76,9 @@ pub(super) fn ranges(
         _ => {}
     }
     if samples == 0 {
-        return Err(Error::invalid("CALIBRATION-EMPTY", "the calibration data is empty").field("data.calibration"));
+        return Err(
+            Error::invalid("CALIBRATION-EMPTY", "the calibration data is empty").field("data.calibration")
+        );
     }
     Ok(Calibration { ranges: found, samples })
 }

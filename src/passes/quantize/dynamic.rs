@@ -26,7 +26,9 @@ const EMBEDDING_ROWS: usize = 256;
 fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'static str> {
     let node = graph.node(i);
     if node.is("MatMul") || node.is("Gemm") {
-        let Some(weight) = constant_weight(graph, node) else { return Err("its second input is no f32 constant") };
+        let Some(weight) = constant_weight(graph, node) else {
+            return Err("its second input is no f32 constant");
+        };
         if graph.initializer(weight).is_none_or(|t| t.shape().len() != 2) {
             return Err("its weight is no matrix");
         }
@@ -43,7 +45,8 @@ fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'stat
     }
     if node.is("Gather") && node.attributes.int("axis", 0).unwrap_or(0) == 0 {
         let Some(table) = node.inputs.first().copied().flatten() else { return Ok(None) };
-        let fits = |t: &Tensor| t.dtype() == DType::F32 && t.shape().len() == 2 && t.shape()[0] >= EMBEDDING_ROWS;
+        let fits =
+            |t: &Tensor| t.dtype() == DType::F32 && t.shape().len() == 2 && t.shape()[0] >= EMBEDDING_ROWS;
         if graph.initializer(table).is_some_and(fits) {
             return Ok(Some(Kind::Embedding { table }));
         }
@@ -60,12 +63,16 @@ pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
             .limit("11 or later")
             .hint("export the model with a newer operator set"));
     }
-    let any = (0..graph.nodes().len()).any(|i| !settings.excluded(graph, i) && matches!(kind(graph, i), Ok(Some(_))));
+    let any = (0..graph.nodes().len())
+        .any(|i| !settings.excluded(graph, i) && matches!(kind(graph, i), Ok(Some(_))));
     if any {
         return Ok(());
     }
     let convolutions = graph.nodes().iter().filter(|n| n.is("Conv")).count();
-    let error = Error::unsupported("NOTHING-TO-QUANTIZE", "no MatMul, Gemm or embedding with constant f32 weights is left to quantise");
+    let error = Error::unsupported(
+        "NOTHING-TO-QUANTIZE",
+        "no MatMul, Gemm or embedding with constant f32 weights is left to quantise",
+    );
     Err(match convolutions {
         0 => error.hint("check `exclude`, or whether the model is quantised already"),
         n => error.found(format!("{n} convolutions")).hint(
@@ -74,7 +81,12 @@ pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
     })
 }
 
-pub(super) fn run(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<Graph> {
+pub(super) fn run(
+    graph: &Graph,
+    settings: &Settings,
+    ctx: &Ctx<'_>,
+    report: &mut PassReport,
+) -> Result<Graph> {
     let mut edit = graph.edit();
     let mut inputs: HashMap<ValueId, (ValueId, ValueId, ValueId)> = HashMap::new();
     let mut quantized: HashMap<(ValueId, bool), (ValueId, ValueId)> = HashMap::new();
@@ -85,7 +97,11 @@ pub(super) fn run(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mu
         ctx.monitor.progress(i as u64);
         let node = graph.node(i);
         if node.is("Conv") || node.is("ConvTranspose") {
-            report.skip(RULE, graph.label(i), "integer convolution with ranges found at run time is slower than float");
+            report.skip(
+                RULE,
+                graph.label(i),
+                "integer convolution with ranges found at run time is slower than float",
+            );
             continue;
         }
         let kind = match kind(graph, i) {
@@ -156,7 +172,13 @@ fn f32s(shape: Vec<usize>, v: Vec<f32>) -> Result<Tensor> {
     Tensor::from_vec(shape, v)
 }
 
-fn product_weight(graph: &Graph, edit: &mut Edit, weight: ValueId, transposed: bool, settings: &Settings) -> Result<(ValueId, ValueId)> {
+fn product_weight(
+    graph: &Graph,
+    edit: &mut Edit,
+    weight: ValueId,
+    transposed: bool,
+    settings: &Settings,
+) -> Result<(ValueId, ValueId)> {
     let name = graph.value_name(weight).to_string();
     let stored = graph.initializer(weight).ok_or_else(|| Error::internal("QUANTIZE", "weight vanished"))?;
     let tensor = if transposed { stored.transposed(&[1, 0]) } else { stored.clone() };
@@ -173,7 +195,8 @@ fn product_weight(graph: &Graph, edit: &mut Edit, weight: ValueId, transposed: b
 /// Quantised input, its scale and its zero point, shared by all readers of the value.
 fn quantize_input(edit: &mut Edit, x: ValueId) -> (ValueId, ValueId, ValueId) {
     let name = edit.graph().value_name(x).to_string();
-    let outputs = ["quantized", "scale", "zero_point"].map(|part| edit.add_value(&format!("{name}_{part}"), None));
+    let outputs =
+        ["quantized", "scale", "zero_point"].map(|part| edit.add_value(&format!("{name}_{part}"), None));
     let [q, s, z] = outputs;
     edit.add_node(
         Node::new("DynamicQuantizeLinear", vec![Some(x)], vec![Some(q), Some(s), Some(z)])
@@ -194,18 +217,31 @@ fn product(
     let label = graph.label(i);
     edit.remove_node(i);
     let sum = edit.add_value(&format!("{label}_int32"), None);
-    edit.add_node(Node::new("MatMulInteger", vec![Some(q), Some(weight), Some(z)], vec![Some(sum)]).named(format!("{label}_MatMulInteger")));
+    edit.add_node(
+        Node::new("MatMulInteger", vec![Some(q), Some(weight), Some(z)], vec![Some(sum)])
+            .named(format!("{label}_MatMulInteger")),
+    );
     let to_float = Attributes::new().with("to", Attr::Int(i64::from(DType::F32.onnx())));
     let float = edit.add_op("Cast", &[sum], to_float, &format!("{label}_float"));
     let scales = edit.add_op("Mul", &[s, scale], Attributes::new(), &format!("{label}_scales"));
     let scaled = if bias.is_some() { edit.add_value(&format!("{label}_scaled"), None) } else { y };
-    edit.add_node(Node::new("Mul", vec![Some(float), Some(scales)], vec![Some(scaled)]).named(format!("{label}_rescale")));
+    edit.add_node(
+        Node::new("Mul", vec![Some(float), Some(scales)], vec![Some(scaled)])
+            .named(format!("{label}_rescale")),
+    );
     if let Some(bias) = bias {
-        edit.add_node(Node::new("Add", vec![Some(scaled), Some(bias)], vec![Some(y)]).named(format!("{label}_bias")));
+        edit.add_node(
+            Node::new("Add", vec![Some(scaled), Some(bias)], vec![Some(y)]).named(format!("{label}_bias")),
+        );
     }
 }
 
-fn embedding_table(graph: &Graph, edit: &mut Edit, table: ValueId, settings: &Settings) -> Result<(ValueId, ValueId)> {
+fn embedding_table(
+    graph: &Graph,
+    edit: &mut Edit,
+    table: ValueId,
+    settings: &Settings,
+) -> Result<(ValueId, ValueId)> {
     let name = graph.value_name(table).to_string();
     let tensor = graph.initializer(table).ok_or_else(|| Error::internal("QUANTIZE", "table vanished"))?;
     let q = weights::symmetric(&name, tensor, Some(0), settings.weight_limit(), &[])?;
@@ -217,7 +253,14 @@ fn embedding_table(graph: &Graph, edit: &mut Edit, table: ValueId, settings: &Se
     ))
 }
 
-fn embedding(edit: &mut Edit, graph: &Graph, i: NodeIndex, index: ValueId, y: ValueId, (table, scale): (ValueId, ValueId)) {
+fn embedding(
+    edit: &mut Edit,
+    graph: &Graph,
+    i: NodeIndex,
+    index: ValueId,
+    y: ValueId,
+    (table, scale): (ValueId, ValueId),
+) {
     let label = graph.label(i);
     edit.remove_node(i);
     let axis = || Attributes::new().with("axis", Attr::Int(0));
@@ -225,5 +268,7 @@ fn embedding(edit: &mut Edit, graph: &Graph, i: NodeIndex, index: ValueId, y: Va
     let scales = edit.add_op("Gather", &[scale, index], axis(), &format!("{label}_row_scales"));
     let to_float = Attributes::new().with("to", Attr::Int(i64::from(DType::F32.onnx())));
     let float = edit.add_op("Cast", &[rows], to_float, &format!("{label}_float"));
-    edit.add_node(Node::new("Mul", vec![Some(float), Some(scales)], vec![Some(y)]).named(format!("{label}_rescale")));
+    edit.add_node(
+        Node::new("Mul", vec![Some(float), Some(scales)], vec![Some(y)]).named(format!("{label}_rescale")),
+    );
 }

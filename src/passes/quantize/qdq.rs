@@ -30,7 +30,9 @@ fn role(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Role>, &'stat
     let node = graph.node(i);
     let rank2 = |v: ValueId| graph.initializer(v).is_some_and(|t| t.shape().len() == 2);
     if node.is("Conv") {
-        return constant_weight(graph, node).map(|_| Some(Role::Weighted { channel_axis: 0 })).ok_or("its weight is no f32 constant");
+        return constant_weight(graph, node)
+            .map(|_| Some(Role::Weighted { channel_axis: 0 }))
+            .ok_or("its weight is no f32 constant");
     }
     if node.is("MatMul") || node.is("Gemm") {
         constant_weight(graph, node).filter(|v| rank2(*v)).ok_or("its weight is no constant f32 matrix")?;
@@ -51,7 +53,9 @@ fn role(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Role>, &'stat
             activations.then_some(Role::Own)
         }
         ("", "GlobalAveragePool" | "AveragePool" | "Concat") => Some(Role::Own),
-        ("", "MaxPool" | "Reshape" | "Flatten" | "Transpose" | "Squeeze" | "Unsqueeze" | "Identity") => Some(Role::Moves),
+        ("", "MaxPool" | "Reshape" | "Flatten" | "Transpose" | "Squeeze" | "Unsqueeze" | "Identity") => {
+            Some(Role::Moves)
+        }
         _ => None,
     })
 }
@@ -76,7 +80,9 @@ impl Placement {
 /// The value that leaves a node's fused activation, where the node's output feeds nothing but a Relu.
 fn behind_activation(graph: &Graph, uses: &Uses, y: ValueId) -> ValueId {
     match uses.consumers(y) {
-        [(c, 0)] if graph.node(*c).is("Relu") && !graph.outputs().contains(&y) => graph.node(*c).outputs[0].unwrap_or(y),
+        [(c, 0)] if graph.node(*c).is("Relu") && !graph.outputs().contains(&y) => {
+            graph.node(*c).outputs[0].unwrap_or(y)
+        }
         _ => y,
     }
 }
@@ -85,7 +91,8 @@ fn place(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport>
     let uses = graph.uses();
     let facts = graph.infer(&|_| None)?;
     let is_f32 = |v: ValueId| facts.get(v).is_some_and(|f| f.dtype == DType::F32);
-    let mut placement = Placement { roles: BTreeMap::new(), values: BTreeSet::new(), same_grid: BTreeMap::new() };
+    let mut placement =
+        Placement { roles: BTreeMap::new(), values: BTreeSet::new(), same_grid: BTreeMap::new() };
     let mut skip = |i: NodeIndex, why: &str| {
         if let Some(report) = report.as_deref_mut() {
             report.skip(RULE, graph.label(i), why);
@@ -144,13 +151,22 @@ pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
     if placement.roles.values().any(|r| matches!(r, Role::Weighted { .. })) {
         return Ok(());
     }
-    Err(Error::unsupported("NOTHING-TO-QUANTIZE", "no Conv, Gemm or MatMul with constant f32 weights is left to quantise")
-        .hint("check `exclude`, or whether the model is quantised already"))
+    Err(Error::unsupported(
+        "NOTHING-TO-QUANTIZE",
+        "no Conv, Gemm or MatMul with constant f32 weights is left to quantise",
+    )
+    .hint("check `exclude`, or whether the model is quantised already"))
 }
 
-pub(super) fn run(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<Graph> {
+pub(super) fn run(
+    graph: &Graph,
+    settings: &Settings,
+    ctx: &Ctx<'_>,
+    report: &mut PassReport,
+) -> Result<Graph> {
     let graph = graph.upgrade(OPSET)?;
-    let feed = ctx.calibration.ok_or_else(|| Error::usage("CALIBRATION", "static-int8 needs calibration data"))?;
+    let feed =
+        ctx.calibration.ok_or_else(|| Error::usage("CALIBRATION", "static-int8 needs calibration data"))?;
     let placement = place(&graph, settings, Some(report))?;
     let calibration = calibrate::ranges(&graph, &placement.values, feed, settings.samples, ctx.monitor)?;
     report.facts.insert("calibration_samples".into(), calibration.samples as f64);
@@ -161,7 +177,14 @@ pub(super) fn run(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mu
         let entry = ranges.entry(root).or_insert(Range::EMPTY);
         *entry = entry.union(seen);
     }
-    let mut writer = Writer { graph: &graph, uses: graph.uses(), settings, edit: graph.edit(), grids: HashMap::new(), weights: HashMap::new() };
+    let mut writer = Writer {
+        graph: &graph,
+        uses: graph.uses(),
+        settings,
+        edit: graph.edit(),
+        grids: HashMap::new(),
+        weights: HashMap::new(),
+    };
     ctx.monitor.phase("quantize: weights", Some(placement.roles.len() as u64));
     for v in &placement.values {
         let range = ranges.get(&placement.grid_of(*v)).copied().unwrap_or(Range::EMPTY);
@@ -226,7 +249,13 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn dequantize(&mut self, name: &str, values: Tensor, scales: Vec<f32>, axis: Option<usize>) -> Result<ValueId> {
+    fn dequantize(
+        &mut self,
+        name: &str,
+        values: Tensor,
+        scales: Vec<f32>,
+        axis: Option<usize>,
+    ) -> Result<ValueId> {
         let zeros = match values.dtype() {
             DType::I32 => Tensor::from_vec(vec![scales.len()], vec![0i32; scales.len()])?,
             _ => Tensor::from_vec(vec![scales.len()], vec![0i8; scales.len()])?,
@@ -263,12 +292,15 @@ impl Writer<'_> {
             None => {
                 // A bias must fit 32 bits on the grid `input_scale * weight_scale`.
                 let floor: Vec<f32> = match &bias_values {
-                    Some(b) if per_channel.is_some() => b.iter().map(|b| b.abs() / (input_scale * 1e9)).collect(),
+                    Some(b) if per_channel.is_some() => {
+                        b.iter().map(|b| b.abs() / (input_scale * 1e9)).collect()
+                    }
                     Some(b) => vec![b.iter().fold(0f32, |m, b| m.max(b.abs())) / (input_scale * 1e9)],
                     None => vec![],
                 };
                 let name = self.graph.value_name(w).to_string();
-                let q = weights::symmetric(&name, &tensor, per_channel, self.settings.weight_limit(), &floor)?;
+                let q =
+                    weights::symmetric(&name, &tensor, per_channel, self.settings.weight_limit(), &floor)?;
                 let stored = Tensor::from_vec(tensor.shape().to_vec(), q.values)?;
                 let value = self.dequantize(&name, stored, q.scales.clone(), per_channel)?;
                 self.weights.insert((w, axis), (value, q.scales.clone()));

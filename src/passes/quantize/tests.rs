@@ -15,7 +15,9 @@ fn mlp(op: &str) -> Graph {
     let w = edit.add_initializer("w", Tensor::from_vec(vec![8, 4], w).unwrap());
     let mut inputs = vec![x, w];
     if op == "Gemm" {
-        inputs.push(edit.add_initializer("b", Tensor::from_vec(vec![4], vec![0.5f32, -0.25, 0.0, 1.0]).unwrap()));
+        inputs.push(
+            edit.add_initializer("b", Tensor::from_vec(vec![4], vec![0.5f32, -0.25, 0.0, 1.0]).unwrap()),
+        );
     }
     let y = edit.add_op(op, &inputs, Attributes::new(), "y");
     let z = edit.add_op("Relu", &[y], Attributes::new(), "z");
@@ -102,7 +104,10 @@ fn name_patterns_match_parts_and_stars() {
 #[test]
 fn an_old_graph_is_raised_for_per_channel_weights() {
     let mut edit = Edit::new("old", &[("", 11)]);
-    let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape: Some(vec![Dim::from(2i64), Dim::from(3i64)]) });
+    let x = edit.add_input(
+        "x",
+        Type::Tensor { dtype: DType::F32, shape: Some(vec![Dim::from(2i64), Dim::from(3i64)]) },
+    );
     let y = edit.add_op("Unsqueeze", &[x], Attributes::new().with("axes", Attr::Ints(vec![0])), "y");
     let z = edit.add_op("Softmax", &[y], Attributes::new().with("axis", Attr::Int(1)), "z");
     edit.add_output(z);
@@ -110,7 +115,10 @@ fn an_old_graph_is_raised_for_per_channel_weights() {
     let raised = graph.upgrade(13).unwrap();
     let run = |g: &Graph| {
         let v = Tensor::from_vec(vec![2, 3], vec![0.1f32, 0.5, -0.3, 1.0, 2.0, 0.0]).unwrap();
-        crate::execute::Executor::new(g).unwrap().run(&[("x".into(), v)]).unwrap()[0].1.to_vec::<f32>().unwrap()
+        crate::execute::Executor::new(g).unwrap().run(&[("x".into(), v)]).unwrap()[0]
+            .1
+            .to_vec::<f32>()
+            .unwrap()
     };
     let (a, b) = (run(&graph), run(&raised));
     assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} {b:?}");

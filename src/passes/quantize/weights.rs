@@ -52,7 +52,10 @@ pub(super) fn symmetric(
         parts.iter().for_each(|p| largest.iter_mut().zip(p).for_each(|(l, x)| *l = l.max(*x)));
     } else if inner > 0 {
         for (i, block) in w.chunks(inner).enumerate() {
-            let top = block.par_chunks(1 << 16).map(|c| c.iter().fold(0f32, |m, x| m.max(x.abs()))).reduce(|| 0.0, f32::max);
+            let top = block
+                .par_chunks(1 << 16)
+                .map(|c| c.iter().fold(0f32, |m, x| m.max(x.abs())))
+                .reduce(|| 0.0, f32::max);
             largest[i % channels] = largest[i % channels].max(top);
         }
     }
@@ -63,9 +66,11 @@ pub(super) fn symmetric(
     let quantize = |x: f32, s: f32| (x / s).round_ties_even().clamp(-limit, limit) as i8;
     let mut values = vec![0i8; w.len()];
     if inner == 1 {
-        values.par_chunks_mut(channels.max(1)).zip(w.par_chunks(channels.max(1))).with_min_len(64).for_each(|(q, row)| {
-            q.iter_mut().zip(row).zip(&scales).for_each(|((q, x), s)| *q = quantize(*x, *s));
-        });
+        values.par_chunks_mut(channels.max(1)).zip(w.par_chunks(channels.max(1))).with_min_len(64).for_each(
+            |(q, row)| {
+                q.iter_mut().zip(row).zip(&scales).for_each(|((q, x), s)| *q = quantize(*x, *s));
+            },
+        );
     } else if inner > 0 {
         for (i, (q, block)) in values.chunks_mut(inner).zip(w.chunks(inner)).enumerate() {
             let s = scales[i % channels];
