@@ -161,6 +161,11 @@ impl Error {
         self.0.field.get_or_insert_with(|| field.into());
         self
     }
+    /// As [`Error::field`], replacing a field that is set: for a caller that knows the path around it.
+    pub fn at_field(mut self, field: impl Into<String>) -> Error {
+        self.0.field = Some(field.into());
+        self
+    }
     /// The graph node concerned. The first one set stays.
     pub fn node(mut self, node: impl Into<String>) -> Error {
         self.0.node.get_or_insert_with(|| node.into());

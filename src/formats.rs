@@ -1,7 +1,169 @@
-//! Readers and writers of model files, the only code that sees untrusted bytes.
+//! Readers and writers of model files, the only code that sees untrusted bytes. A path enters and a
+//! graph with facts about its files leaves, or the other way round. Knows no pass and no face.
 
 pub mod detect;
 pub mod limits;
 pub mod onnx;
 
 pub use limits::Limits;
+
+use crate::error::{Error, Kind, Result};
+use crate::graph::Graph;
+use crate::monitor::{Monitor, Silent};
+use crate::tensor::SourceFile;
+use detect::Content;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A model that was read.
+#[derive(Debug)]
+pub struct Opened {
+    /// The graph. Large weights stay in the file until they are asked for.
+    pub graph: Graph,
+    /// What the files tell beside it.
+    pub facts: FileFacts,
+}
+
+/// Facts about the files of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FileFacts {
+    /// The model file.
+    pub path: PathBuf,
+    /// Format: `onnx`.
+    pub format: &'static str,
+    /// Bytes of the model file.
+    pub file_bytes: u64,
+    /// External data files with their sizes.
+    pub external: Vec<(PathBuf, u64)>,
+    /// What could not be carried or looks wrong, for people.
+    pub warnings: Vec<String>,
+}
+
+impl FileFacts {
+    /// Bytes of the model file and its external data.
+    pub fn total_bytes(&self) -> u64 {
+        self.external.iter().fold(self.file_bytes, |sum, (_, n)| sum.saturating_add(*n))
+    }
+}
+
+/// Opens a model file of any format that this version reads, by content, within the limits of the
+/// environment.
+///
+/// # Errors
+/// `Invalid` for what is no model or a damaged one, `Unsupported` for formats and features that are not
+/// read, `Limit` where a budget does not suffice, `Integrity` where the file changes meanwhile.
+pub fn load(path: &Path) -> Result<Opened> {
+    load_with(path, &Limits::from_env()?)
+}
+
+/// [`load`] with limits.
+pub fn load_with(path: &Path, limits: &Limits) -> Result<Opened> {
+    let file = open(path)?;
+    let mut head = [0u8; detect::HEAD];
+    let n = usize::try_from(file.len()).unwrap_or(usize::MAX).min(head.len());
+    let head = head.get_mut(..n).unwrap_or_default();
+    file.read_exact_at(0, head)?;
+    match detect::detect(head) {
+        Content::Other(what) => return Err(detect::refuse(path, what)),
+        Content::Safetensors | Content::Gguf => {
+            return Err(Error::unsupported("FORMAT", "this version reads ONNX models only")
+                .file(path)
+                .found(if head.starts_with(b"GGUF") { "GGUF" } else { "safetensors" })
+                .hint("export the model to ONNX"));
+        }
+        Content::Onnx | Content::Unknown => {}
+    }
+    let imported = onnx::import::read(&file, limits).map_err(|e| e.file(path))?;
+    Ok(Opened {
+        graph: imported.graph,
+        facts: FileFacts {
+            path: path.to_path_buf(),
+            format: "onnx",
+            file_bytes: file.len(),
+            external: imported.external,
+            warnings: imported.warnings,
+        },
+    })
+}
+
+fn open(path: &Path) -> Result<Arc<SourceFile>> {
+    SourceFile::open(path).map_err(|e| {
+        let not_a_file = std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir());
+        if e.kind() == Kind::Storage && not_a_file {
+            return Error::invalid("FILE-TYPE", "a regular file is needed")
+                .file(path)
+                .found("a socket or a pipe")
+                .hint("pass the path of the model file itself");
+        }
+        e
+    })
+}
+
+/// Where large tensors go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum External {
+    /// Into the model file as long as it stays below 1.9 GB, else beside it.
+    #[default]
+    Auto,
+    /// Into a file beside the model.
+    Always,
+    /// Into the model file, or not at all.
+    Never,
+}
+
+/// How [`save_with`] writes.
+#[derive(Clone, Copy)]
+pub struct SaveOptions<'a> {
+    /// Where large tensors go.
+    pub external: External,
+    /// Asked before every large tensor whether to stop.
+    pub monitor: &'a dyn Monitor,
+}
+
+impl Default for SaveOptions<'_> {
+    fn default() -> Self {
+        SaveOptions { external: External::Auto, monitor: &Silent }
+    }
+}
+
+/// Files that were written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// The model file.
+    pub path: PathBuf,
+    /// Its bytes.
+    pub bytes: u64,
+    /// External data file and its bytes.
+    pub data: Option<(PathBuf, u64)>,
+}
+
+impl Saved {
+    /// Bytes of all files.
+    pub fn total_bytes(&self) -> u64 {
+        self.bytes + self.data.as_ref().map_or(0, |(_, n)| *n)
+    }
+}
+
+/// Writes a graph as ONNX, all or nothing, tensor by tensor. The path may be that of the file which the
+/// graph was read from: it is replaced by a rename, and open regions go on reading the old one.
+///
+/// # Errors
+/// Storage errors; `Integrity` where a file that still holds tensors has changed; `Stopped` on request.
+pub fn save(graph: &Graph, path: &Path) -> Result<Saved> {
+    save_with(graph, path, &SaveOptions::default())
+}
+
+/// [`save`] with options.
+pub fn save_with(graph: &Graph, path: &Path, options: &SaveOptions<'_>) -> Result<Saved> {
+    onnx::export::write(graph, path, options).map_err(|e| e.file(path))
+}
+
+/// The graph as an ONNX file in memory, for models that fit there twice.
+pub fn encode(graph: &Graph) -> Result<Vec<u8>> {
+    onnx::export::encode(graph)
+}
+
+/// SHA-256 in hexadecimal of everything that [`save`] would write, whatever way it is stored.
+pub fn digest(graph: &Graph) -> Result<String> {
+    onnx::export::digest(graph)
+}

@@ -5,3 +5,7 @@
 mod architecture;
 #[path = "jobs.rs"]
 mod jobs;
+
+#[path = "onnx.rs"]
+mod onnx;
+

@@ -27,6 +27,8 @@ pub struct Limits {
     pub rank: usize,
     /// Bytes of all external data together, as declared; and at most four times what the files hold.
     pub external_bytes: u64,
+    /// Whether external data files may have several hard links, as some download caches make them.
+    pub hard_links: bool,
 }
 
 impl Default for Limits {
@@ -42,6 +44,7 @@ impl Default for Limits {
             memory_bytes: 1 << 30,
             rank: 32,
             external_bytes: 1 << 40,
+            hard_links: false,
         }
     }
 }
@@ -78,6 +81,7 @@ impl Limits {
                 "structure_bytes" => limits.structure_bytes = value.min(1 << 30),
                 "memory_bytes" => limits.memory_bytes = value,
                 "external_bytes" => limits.external_bytes = value,
+                "hard_links" => limits.hard_links = value != 0,
                 _ => return Err(bad("knows no such limit")),
             }
         }

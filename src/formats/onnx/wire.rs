@@ -6,7 +6,7 @@
 mod schema;
 mod splice;
 
-pub(super) use splice::{Piece, splice, varint};
+pub(super) use splice::{Piece, splice};
 
 use crate::error::{Error, Result};
 use crate::formats::limits::{Limits, too_large, too_many};
@@ -42,8 +42,6 @@ pub struct Walk {
     pub payloads: Vec<Payload>,
     /// Fields that the checked-in types do not have, such as `NodeProto field 99`, with how often.
     pub unknown: Vec<(String, u64)>,
-    /// Bytes of large fields.
-    pub payload_bytes: u64,
 }
 
 /// Reads `out.len()` bytes at an offset.
@@ -84,7 +82,6 @@ pub fn walk(len: u64, read: ReadAt<'_>, limits: &Limits) -> Result<Walk> {
         tensors: 0,
         items: 0,
         memory: 0,
-        payload_bytes: 0,
     }
     .run()
 }
@@ -133,7 +130,6 @@ struct Walker<'a> {
     tensors: u64,
     items: u64,
     memory: u64,
-    payload_bytes: u64,
 }
 
 impl Walker<'_> {
@@ -157,7 +153,6 @@ impl Walker<'_> {
                 .into_iter()
                 .map(|((m, number), n)| (format!("{} field {number}", m.name()), n))
                 .collect(),
-            payload_bytes: self.payload_bytes,
         })
     }
 
@@ -359,8 +354,7 @@ impl Walker<'_> {
             put_varint(&mut self.out, u64::from(PAYLOAD_FIELD) << 3);
             put_varint(&mut self.out, self.payloads.len() as u64);
             self.payloads.push(Payload { field: field.number, offset: self.input.at, len });
-            self.payload_bytes = self.payload_bytes.saturating_add(len);
-            self.input.at += len;
+                self.input.at += len;
             return Ok(());
         }
         self.room(len.saturating_add(20))?;
