@@ -8,4 +8,3 @@ mod jobs;
 
 #[path = "onnx.rs"]
 mod onnx;
-

@@ -7,7 +7,6 @@ use std::process::Command;
 use std::sync::Mutex;
 use tinsmith::formats;
 
-
 /// The unpacked content of a Python package, kept below the build directory. `None` where it cannot be
 /// had outside of CI.
 pub fn package(name: &str, version: &str, keep: &dyn Fn(&str) -> bool) -> Option<PathBuf> {

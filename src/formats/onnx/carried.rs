@@ -99,9 +99,7 @@ pub(super) fn tensor_rest(tensor: &mut TensorProto, form: Option<u64>, keep_name
         name: tensor.name.take().filter(|_| keep_name),
         doc_string: tensor.doc_string.take(),
         metadata_props: std::mem::take(&mut tensor.metadata_props),
-        data_location: tensor
-            .data_location
-            .filter(|v| *v == tensor_proto::DataLocation::Default as i32),
+        data_location: tensor.data_location.filter(|v| *v == tensor_proto::DataLocation::Default as i32),
         payload: form.into_iter().collect(),
         ..TensorProto::default()
     }
@@ -148,9 +146,8 @@ pub(super) fn from_type(ty: &Type) -> TypeProto {
                 };
                 tensor_shape_proto::Dimension { denotation: None, value }
             };
-            let shape = shape
-                .as_ref()
-                .map(|s| super::proto::TensorShapeProto { dim: s.iter().map(dim).collect() });
+            let shape =
+                shape.as_ref().map(|s| super::proto::TensorShapeProto { dim: s.iter().map(dim).collect() });
             TypeProto {
                 denotation: None,
                 value: Some(type_proto::Value::TensorType(type_proto::Tensor {

@@ -42,8 +42,9 @@ impl Payloads {
             })?;
             let bytes = self.region(payload)?.read()?;
             let numbers = || {
-                unpack(&bytes, bytes.len())
-                    .ok_or_else(|| Error::invalid("ONNX-VARINT", "packed numbers are damaged").offset(payload.offset))
+                unpack(&bytes, bytes.len()).ok_or_else(|| {
+                    Error::invalid("ONNX-VARINT", "packed numbers are damaged").offset(payload.offset)
+                })
             };
             match payload.field {
                 4 => tensor.float_data.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(fixed(b)))),
@@ -66,11 +67,15 @@ fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
 pub(super) fn head(tensor: &TensorProto, limits: &Limits) -> Result<(DType, Vec<usize>)> {
     let shape = shape(&tensor.dims, limits)?;
     if tensor.segment.is_some() {
-        return Err(Error::unsupported("ONNX-SEGMENT", "segmented tensors are not supported").field("segment"));
+        return Err(
+            Error::unsupported("ONNX-SEGMENT", "segmented tensors are not supported").field("segment")
+        );
     }
     let number = tensor.data_type.unwrap_or(0);
     if number == 0 {
-        return Err(Error::invalid("ONNX-DTYPE", "the tensor has no element type").field("data_type").found(0));
+        return Err(Error::invalid("ONNX-DTYPE", "the tensor has no element type")
+            .field("data_type")
+            .found(0));
     }
     let dtype = DType::from_onnx(number).ok_or_else(|| {
         Error::unsupported("ONNX-DTYPE", "the element type is not known")
@@ -98,7 +103,9 @@ fn shape(dims: &[i64], limits: &Limits) -> Result<Vec<usize>> {
     })?;
     let count = element_count(&sizes).filter(|n| *n <= isize::MAX as usize / 16);
     if count.is_none() {
-        return Err(Error::invalid("ONNX-DIMS", "the shape overflows").field("dims").found(format!("{dims:?}")));
+        return Err(Error::invalid("ONNX-DIMS", "the shape overflows")
+            .field("dims")
+            .found(format!("{dims:?}")));
     }
     Ok(sizes)
 }
@@ -208,8 +215,14 @@ fn large(dtype: DType, shape: Vec<usize>, payloads: &Payloads, payload: Payload)
     let plausible = payload.len >= stored as u64 && payload.len / 10 <= stored as u64;
     if !plausible || matches!(field, 4 | 10) {
         let name = field_name(field);
-        return Err(mismatch(dtype, &shape, name, format!("{} bytes", payload.len), format!("{stored} numbers"))
-            .offset(payload.offset));
+        return Err(mismatch(
+            dtype,
+            &shape,
+            name,
+            format!("{} bytes", payload.len),
+            format!("{stored} numbers"),
+        )
+        .offset(payload.offset));
     }
     let bytes = payloads.region(payload)?.read()?;
     let numbers = unpack(&bytes, stored).filter(|n| n.len() == stored).ok_or_else(|| {
@@ -372,8 +385,13 @@ pub(super) fn dense(sparse: &SparseTensorProto, payloads: &Payloads, limits: &Li
     let dtype = head(values, limits)?.0;
     let bytes = need(dtype, &shape).ok_or_else(|| bad("sparse tensors of strings do not exist"))?;
     if bytes > limits.structure_bytes {
-        return Err(too_large("structure_bytes", "a sparse tensor spelled out", bytes, limits.structure_bytes)
-            .field("dims"));
+        return Err(too_large(
+            "structure_bytes",
+            "a sparse tensor spelled out",
+            bytes,
+            limits.structure_bytes,
+        )
+        .field("dims"));
     }
     let width = u64::from(dtype.bits() / 8) as usize;
     if width == 0 {

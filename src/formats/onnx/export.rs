@@ -5,8 +5,8 @@
 use super::carried::{self, CarriedValue, present, unpack};
 use super::elements;
 use super::proto::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
-    attribute_proto::AttributeType, tensor_proto::DataLocation,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
+    TensorProto, attribute_proto::AttributeType, tensor_proto::DataLocation,
 };
 use super::wire::{LARGE, Piece, splice};
 use crate::error::{Error, Result};
@@ -135,13 +135,17 @@ impl Exporter {
     fn write_large(&self, n: u64, out: &mut dyn Write, monitor: &dyn Monitor) -> Result<()> {
         monitor.check()?;
         let tensor = usize::try_from(n).ok().and_then(|n| self.large.get(n));
-        let tensor = tensor.ok_or_else(|| Error::internal("ONNX-PAYLOAD", "a payload number is out of range"))?;
+        let tensor =
+            tensor.ok_or_else(|| Error::internal("ONNX-PAYLOAD", "a payload number is out of range"))?;
         let mut counted = Counted { out, bytes: 0 };
         tensor.write_raw(&mut counted)?;
         if counted.bytes != tensor.byte_len() {
-            return Err(Error::internal("ONNX-PAYLOAD", "a tensor wrote another number of bytes than it has")
-                .found(counted.bytes)
-                .limit(tensor.byte_len()));
+            return Err(Error::internal(
+                "ONNX-PAYLOAD",
+                "a tensor wrote another number of bytes than it has",
+            )
+            .found(counted.bytes)
+            .limit(tensor.byte_len()));
         }
         Ok(())
     }
@@ -206,9 +210,10 @@ impl Exporter {
         for (v, tensor) in graph.initializers() {
             let rest: CarriedValue = unpack(&graph.value(v).carried);
             let name = graph.value_name(v);
-            initializer.push(self.tensor(tensor, Some(name), rest.tensor).map_err(|e| {
-                e.field(format!("graph.initializer \"{name}\""))
-            })?);
+            initializer.push(
+                self.tensor(tensor, Some(name), rest.tensor)
+                    .map_err(|e| e.field(format!("graph.initializer \"{name}\"")))?,
+            );
             if ir < 4 && !interface.contains(&v) {
                 // Before IR version 4 every initialiser is an input too.
                 let ty = crate::graph::Type::Tensor {
@@ -311,7 +316,12 @@ impl Exporter {
         })
     }
 
-    fn tensor(&mut self, tensor: &Tensor, name: Option<&str>, rest: Option<TensorProto>) -> Result<TensorProto> {
+    fn tensor(
+        &mut self,
+        tensor: &Tensor,
+        name: Option<&str>,
+        rest: Option<TensorProto>,
+    ) -> Result<TensorProto> {
         let mut proto = rest.unwrap_or_default();
         let form = std::mem::take(&mut proto.payload).first().copied();
         proto.dims = tensor.shape().iter().map(|d| *d as i64).collect();

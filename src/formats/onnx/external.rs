@@ -28,7 +28,14 @@ pub(super) struct External<'a> {
 
 impl<'a> External<'a> {
     pub(super) fn new(model: &'a Path, limits: &'a Limits) -> External<'a> {
-        External { model, directory: None, files: HashMap::new(), ranges: HashMap::new(), limits, declared: 0 }
+        External {
+            model,
+            directory: None,
+            files: HashMap::new(),
+            ranges: HashMap::new(),
+            limits,
+            declared: 0,
+        }
     }
 
     /// The region that holds `need` bytes of `tensor`.
@@ -39,10 +46,13 @@ impl<'a> External<'a> {
         let offset = keys.offset.unwrap_or(0);
         let len = keys.length.unwrap_or(need);
         if len != need {
-            return Err(Error::invalid("ONNX-EXTERNAL-LENGTH", "external data does not match type and shape")
-                .field("external_data.length")
-                .found(format!("{len} bytes"))
-                .limit(format!("{need} bytes")));
+            return Err(Error::invalid(
+                "ONNX-EXTERNAL-LENGTH",
+                "external data does not match type and shape",
+            )
+            .field("external_data.length")
+            .found(format!("{len} bytes"))
+            .limit(format!("{need} bytes")));
         }
         let inside = offset.checked_add(len).is_some_and(|end| end <= file.len());
         if !inside {
@@ -231,10 +241,13 @@ impl Keys {
             let key = entry.key.as_deref().unwrap_or_default();
             let value = entry.value.as_deref().unwrap_or_default();
             let Some(slot) = NAMES.iter().position(|n| *n == key).and_then(|i| found.get_mut(i)) else {
-                return Err(Error::invalid("ONNX-EXTERNAL-KEY", "external data has a key that does not exist")
-                    .field(format!("external_data \"{key}\""))
-                    .found(key)
-                    .limit(NAMES.join(", ")));
+                return Err(Error::invalid(
+                    "ONNX-EXTERNAL-KEY",
+                    "external data has a key that does not exist",
+                )
+                .field(format!("external_data \"{key}\""))
+                .found(key)
+                .limit(NAMES.join(", ")));
             };
             if slot.replace(value).is_some() {
                 return Err(Error::invalid("ONNX-EXTERNAL-KEY", "external data has a key twice")
@@ -249,10 +262,13 @@ impl Keys {
             let value = text.parse::<u64>().ok().filter(|v| plain && *v <= i64::MAX as u64);
             value.map(Some).ok_or_else(|| {
                 let name = NAMES.get(i).copied().unwrap_or_default();
-                Error::invalid("ONNX-EXTERNAL-NUMBER", format!("external data {name} is not a position in a file"))
-                    .field(format!("external_data.{name}"))
-                    .found(format!("\"{text}\""))
-                    .limit("0 to 9223372036854775807")
+                Error::invalid(
+                    "ONNX-EXTERNAL-NUMBER",
+                    format!("external data {name} is not a position in a file"),
+                )
+                .field(format!("external_data.{name}"))
+                .found(format!("\"{text}\""))
+                .limit("0 to 9223372036854775807")
             })
         };
         Ok(Keys {

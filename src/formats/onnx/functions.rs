@@ -41,7 +41,8 @@ pub(super) fn check(functions: &[FunctionProto]) -> Result<()> {
             while let Some(nodes) = work.pop() {
                 for node in nodes {
                     out.extend(known.get(&called(node)).copied());
-                    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().map(|g| &**g).chain(&a.graphs));
+                    let graphs =
+                        node.attribute.iter().flat_map(|a| a.g.iter().map(|g| &**g).chain(&a.graphs));
                     work.extend(graphs.map(|g| g.node.as_slice()));
                 }
             }

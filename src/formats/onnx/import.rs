@@ -5,8 +5,8 @@ use super::carried::{self, CarriedValue};
 use super::elements::{self, Payloads};
 use super::external::External;
 use super::proto::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto,
-    ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation,
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
+    TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation,
 };
 use super::{functions, wire};
 use crate::error::{Error, Result};
@@ -258,11 +258,18 @@ impl Importer<'_> {
             let (dtype, shape) = elements::head(proto, self.limits)?;
             let inline = proto.raw_data.is_some()
                 || !proto.payload.is_empty()
-                || !(proto.float_data.is_empty() && proto.int32_data.is_empty() && proto.int64_data.is_empty())
-                || !(proto.double_data.is_empty() && proto.uint64_data.is_empty() && proto.string_data.is_empty());
+                || !(proto.float_data.is_empty()
+                    && proto.int32_data.is_empty()
+                    && proto.int64_data.is_empty())
+                || !(proto.double_data.is_empty()
+                    && proto.uint64_data.is_empty()
+                    && proto.string_data.is_empty());
             if inline {
-                return Err(Error::invalid("ONNX-DATA", "the tensor holds data here and in an external file")
-                    .field("data_location"));
+                return Err(Error::invalid(
+                    "ONNX-DATA",
+                    "the tensor holds data here and in an external file",
+                )
+                .field("data_location"));
             }
             let need = elements::need(dtype, &shape).ok_or_else(|| {
                 Error::invalid("ONNX-DATA", "strings cannot be external data").field("data_location")
@@ -531,10 +538,13 @@ fn check_captures(graph: &Graph) -> Result<()> {
                 let names = Rc::new(Names::of(body, Some(visible.clone())));
                 let reads = body.nodes.iter().flat_map(|n| n.inputs.iter().flatten()).chain(&body.outputs);
                 if let Some(v) = reads.into_iter().find(|v| !names.has(body.value_name(**v))) {
-                    return Err(Error::invalid("GRAPH-DANGLING", "a body reads a value that nothing defines")
-                        .node(scope.label(i))
-                        .field(format!("attribute \"{attribute}\""))
-                        .found(format!("\"{}\"", body.value_name(*v))));
+                    return Err(Error::invalid(
+                        "GRAPH-DANGLING",
+                        "a body reads a value that nothing defines",
+                    )
+                    .node(scope.label(i))
+                    .field(format!("attribute \"{attribute}\""))
+                    .found(format!("\"{}\"", body.value_name(*v))));
                 }
                 work.push((body, names));
             }

@@ -354,7 +354,7 @@ impl Walker<'_> {
             put_varint(&mut self.out, u64::from(PAYLOAD_FIELD) << 3);
             put_varint(&mut self.out, self.payloads.len() as u64);
             self.payloads.push(Payload { field: field.number, offset: self.input.at, len });
-                self.input.at += len;
+            self.input.at += len;
             return Ok(());
         }
         self.room(len.saturating_add(20))?;
