@@ -208,7 +208,7 @@ fn large(dtype: DType, shape: Vec<usize>, payloads: &Payloads, payload: Payload)
             return Err(mismatch(dtype, &shape, name, format!("{} bytes", payload.len), wanted)
                 .offset(payload.offset));
         }
-        return Ok((Tensor::from_region(dtype, shape, payloads.region(payload)?)?, RAW));
+        return Ok((Tensor::from_region(dtype, shape, payloads.region(payload)?)?, field));
     }
     let stored = dtype.stored_len(shape.iter().product());
     // A varint takes one to ten bytes; the count is checked before anything is read.
@@ -373,6 +373,15 @@ pub(super) fn store(tensor: &Tensor, form: Option<u64>, proto: &mut TensorProto)
         _ => proto.int32_data = narrow,
     }
     Ok(())
+}
+
+/// The field that a large tensor is written to: fixed-width typed data where it was read from there.
+pub(super) fn large_field(dtype: DType, form: Option<u64>) -> u32 {
+    match (form, dtype) {
+        (Some(4), DType::F32 | DType::C64) => 4,
+        (Some(10), DType::F64 | DType::C128) => 10,
+        _ => 9,
+    }
 }
 
 /// A sparse tensor spelled out.

@@ -46,9 +46,7 @@ fn stored_bytes(graph: &Graph) -> u64 {
 fn single(graph: &Graph, path: &Path, options: &SaveOptions<'_>) -> Result<Saved> {
     let mut exporter = Exporter::default();
     let skeleton = exporter.model(graph)?.encode_to_vec();
-    let sizes: Vec<u64> = exporter.large.iter().map(Tensor::byte_len).collect();
-    let (pieces, total) =
-        splice(&skeleton, &|n| usize::try_from(n).ok().and_then(|n| sizes.get(n)).copied())?;
+    let (pieces, total) = splice(&skeleton, &|n| exporter.payload(n))?;
     if total >= 1 << 31 {
         return Err(Error::limit_exceeded("ONNX-2GIB", "a protobuf file holds less than 2 GiB")
             .file(path)
@@ -88,7 +86,7 @@ fn with_data_file(graph: &Graph, path: &Path, options: &SaveOptions<'_>) -> Resu
                 let gap = start.saturating_sub(at);
                 std::io::copy(&mut std::io::Read::take(std::io::repeat(0), gap), &mut out).map_err(failed)?;
                 exporter.write_large(n as u64, &mut out, options.monitor)?;
-                at = start + exporter.large.get(n).map_or(0, Tensor::byte_len);
+                at = start + exporter.large.get(n).map_or(0, |(t, _)| t.byte_len());
             }
             out.flush().map_err(failed)?;
             Ok(at)
@@ -123,7 +121,8 @@ fn free_name(path: &Path) -> Result<(PathBuf, String)> {
 
 #[derive(Default)]
 struct Exporter {
-    large: Vec<Tensor>,
+    /// Large tensors in file order, and the field that each is written to.
+    large: Vec<(Tensor, u32)>,
     /// Name of the external data file, where one is written.
     location: Option<String>,
     /// Position of each large tensor in it.
@@ -132,10 +131,16 @@ struct Exporter {
 }
 
 impl Exporter {
+    /// Field and bytes of a large tensor.
+    fn payload(&self, n: u64) -> Option<(u32, u64)> {
+        let (tensor, field) = self.large.get(usize::try_from(n).ok()?)?;
+        Some((*field, tensor.byte_len()))
+    }
+
     fn write_large(&self, n: u64, out: &mut dyn Write, monitor: &dyn Monitor) -> Result<()> {
         monitor.check()?;
         let tensor = usize::try_from(n).ok().and_then(|n| self.large.get(n));
-        let tensor =
+        let (tensor, _) =
             tensor.ok_or_else(|| Error::internal("ONNX-PAYLOAD", "a payload number is out of range"))?;
         let mut counted = Counted { out, bytes: 0 };
         tensor.write_raw(&mut counted)?;
@@ -350,12 +355,12 @@ impl Exporter {
                     entry("length", len.to_string()),
                 ];
                 proto.data_location = Some(DataLocation::External as i32);
-                self.large.push(tensor.clone());
+                self.large.push((tensor.clone(), 9));
             }
             (Some(_), None) => elements::store(tensor, None, &mut proto)?,
             (None, _) => {
                 proto.payload = vec![self.large.len() as u64];
-                self.large.push(tensor.clone());
+                self.large.push((tensor.clone(), elements::large_field(tensor.dtype(), form)));
             }
         }
         Ok(proto)
@@ -386,7 +391,7 @@ pub(crate) fn digest(graph: &Graph) -> Result<String> {
     let mut hash = Hasher(sha2::Digest::new());
     let failed = |e| Error::io("hash the model", "", e);
     hash.write_all(&skeleton).map_err(failed)?;
-    for tensor in &exporter.large {
+    for (tensor, _) in &exporter.large {
         tensor.write_raw(&mut hash)?;
     }
     let digest = sha2::Digest::finalize(hash.0);
@@ -409,9 +414,7 @@ impl Write for Hasher {
 pub(crate) fn encode(graph: &Graph) -> Result<Vec<u8>> {
     let mut exporter = Exporter::default();
     let skeleton = exporter.model(graph)?.encode_to_vec();
-    let sizes: Vec<u64> = exporter.large.iter().map(Tensor::byte_len).collect();
-    let (pieces, total) =
-        splice(&skeleton, &|n| usize::try_from(n).ok().and_then(|n| sizes.get(n)).copied())?;
+    let (pieces, total) = splice(&skeleton, &|n| exporter.payload(n))?;
     let mut out = Vec::with_capacity(usize::try_from(total).unwrap_or(0));
     for piece in pieces {
         match piece {

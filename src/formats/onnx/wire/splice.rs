@@ -16,6 +16,9 @@ pub enum Piece {
     Payload(u64),
 }
 
+/// Fields that hold fixed-width data: `float_data`, `raw_data`, `double_data`.
+const DATA_FIELDS: [u32; 3] = [4, 9, 10];
+
 struct Frame {
     message: Message,
     end: usize,
@@ -23,8 +26,8 @@ struct Frame {
     body: usize,
     grown: u64,
     shrunk: u64,
-    /// Where `raw_data` belongs: before the first field with a higher number.
-    raw_at: Option<usize>,
+    /// Where each of [`DATA_FIELDS`] belongs: before the first field with a higher number.
+    slots: [Option<usize>; 3],
     markers: Vec<u64>,
 }
 
@@ -59,8 +62,8 @@ fn encoded(value: u64) -> Vec<u8> {
 }
 
 /// Pieces of the file in which every `payload` field of `skeleton` (a ModelProto as prost encodes it)
-/// is replaced by `raw_data` of `len(number)` bytes, and the number of bytes of it all.
-pub fn splice(skeleton: &[u8], len: &dyn Fn(u64) -> Option<u64>) -> Result<(Vec<Piece>, u64)> {
+/// is replaced by the field and number of bytes that `find(number)` gives, and the bytes of it all.
+pub fn splice(skeleton: &[u8], find: &dyn Fn(u64) -> Option<(u32, u64)>) -> Result<(Vec<Piece>, u64)> {
     let mut edits = Vec::new();
     let frame = |message, length_at, body, end| Frame {
         message,
@@ -69,7 +72,7 @@ pub fn splice(skeleton: &[u8], len: &dyn Fn(u64) -> Option<u64>) -> Result<(Vec<
         body,
         grown: 0,
         shrunk: 0,
-        raw_at: None,
+        slots: [None; 3],
         markers: Vec::new(),
     };
     let mut stack = vec![frame(Message::Model, 0, 0, skeleton.len())];
@@ -79,7 +82,7 @@ pub fn splice(skeleton: &[u8], len: &dyn Fn(u64) -> Option<u64>) -> Result<(Vec<
         if at >= top.end {
             let Some(done) = stack.pop() else { break };
             let parent = stack.last_mut();
-            close(done, parent, &mut edits, len, &mut total)?;
+            close(done, parent, &mut edits, find, &mut total)?;
             continue;
         }
         let start = at;
@@ -88,14 +91,18 @@ pub fn splice(skeleton: &[u8], len: &dyn Fn(u64) -> Option<u64>) -> Result<(Vec<
         if top.message == Message::Tensor && number == PAYLOAD_FIELD {
             let (marker, after) = varint(skeleton, next).ok_or_else(broken)?;
             top.markers.push(marker);
-            top.raw_at.get_or_insert(start);
+            top.slots.iter_mut().for_each(|s| *s = s.or(Some(start)));
             edits.push(Edit { at: start, remove: after - start, pieces: Vec::new() });
             top.shrunk += (after - start) as u64;
             at = after;
             continue;
         }
-        if top.message == Message::Tensor && number > 9 {
-            top.raw_at.get_or_insert(start);
+        if top.message == Message::Tensor {
+            for (slot, field) in top.slots.iter_mut().zip(DATA_FIELDS) {
+                if number > field {
+                    slot.get_or_insert(start);
+                }
+            }
         }
         at = match tag & 7 {
             0 => varint(skeleton, next).ok_or_else(broken)?.1,
@@ -139,16 +146,17 @@ fn close(
     done: Frame,
     parent: Option<&mut Frame>,
     edits: &mut Vec<Edit>,
-    len: &dyn Fn(u64) -> Option<u64>,
+    find: &dyn Fn(u64) -> Option<(u32, u64)>,
     total: &mut u64,
 ) -> Result<()> {
     let mut grown = done.grown;
     if let Some(marker) = done.markers.first() {
-        let size = len(*marker).ok_or_else(broken)?;
-        let mut head = vec![9 << 3 | 2];
+        let (field, size) = find(*marker).ok_or_else(broken)?;
+        let mut head = encoded(u64::from(field) << 3 | 2);
         put_varint(&mut head, size);
         grown = grown.checked_add(size).and_then(|n| n.checked_add(head.len() as u64)).ok_or_else(broken)?;
-        let at = done.raw_at.unwrap_or(done.end);
+        let slot = DATA_FIELDS.iter().position(|f| *f == field).and_then(|i| done.slots.get(i));
+        let at = slot.copied().flatten().unwrap_or(done.end);
         edits.push(Edit { at, remove: 0, pieces: vec![Piece::Bytes(head), Piece::Payload(*marker)] });
     }
     if grown == 0 && done.shrunk == 0 {

@@ -33,6 +33,13 @@ fn sample() -> ModelProto {
                 tensor("large", 300_000, Some("after the data")),
                 tensor("small", 10, None),
                 tensor("edge", LARGE as usize, None),
+                TensorProto {
+                    dims: vec![2000],
+                    data_type: Some(1),
+                    name: Some("typed".into()),
+                    float_data: (0..2000).map(|v| v as f32).collect(),
+                    ..Default::default()
+                },
             ],
             node: vec![NodeProto {
                 op_type: Some("Relu".into()),
@@ -47,7 +54,7 @@ fn sample() -> ModelProto {
 }
 
 fn join(bytes: &[u8], walked: &Walk, skeleton: &[u8]) -> Vec<u8> {
-    let (pieces, total) = splice(skeleton, &|n| walked.payloads.get(n as usize).map(|p| p.len)).unwrap();
+    let (pieces, total) = splice(skeleton, &|n| walked.payloads.get(n as usize).map(|p| (p.field, p.len))).unwrap();
     let mut out = Vec::new();
     for piece in pieces {
         match piece {
@@ -67,7 +74,7 @@ fn join(bytes: &[u8], walked: &Walk, skeleton: &[u8]) -> Vec<u8> {
 fn a_file_taken_apart_and_spliced_is_the_same_file() {
     let bytes = sample().encode_to_vec();
     let walked = walk_bytes(&bytes).unwrap();
-    assert_eq!(walked.payloads.iter().map(|p| p.len).collect::<Vec<_>>(), [300_000, LARGE]);
+    assert_eq!(walked.payloads.iter().map(|p| p.len).collect::<Vec<_>>(), [300_000, LARGE, 8000]);
     assert!(walked.skeleton.len() < 300);
     let model = ModelProto::decode(walked.skeleton.clone()).unwrap();
     let graph = model.graph.as_ref().unwrap();
