@@ -54,7 +54,8 @@ fn sample() -> ModelProto {
 }
 
 fn join(bytes: &[u8], walked: &Walk, skeleton: &[u8]) -> Vec<u8> {
-    let (pieces, total) = splice(skeleton, &|n| walked.payloads.get(n as usize).map(|p| (p.field, p.len))).unwrap();
+    let (pieces, total) =
+        splice(skeleton, &|n| walked.payloads.get(n as usize).map(|p| (p.field, p.len))).unwrap();
     let mut out = Vec::new();
     for piece in pieces {
         match piece {
