@@ -2,17 +2,10 @@
 
 use super::{Cell, Present, Report, Table};
 use crate::error::Result;
-use crate::plan::{Confidence, Proposal};
+use crate::plan::{Confidence, Recommendation};
 use crate::units::{Bytes, Span};
-use serde::Serialize;
 
-#[derive(Serialize)]
-struct Document<'a> {
-    schema_version: u32,
-    proposals: &'a [Proposal],
-}
-
-impl Present for [Proposal] {
+impl Present for Recommendation {
     fn report(&self) -> Result<Report> {
         let mut table = Table::new(&[
             ("rank", "#"),
@@ -26,7 +19,7 @@ impl Present for [Proposal] {
             ("confidence", "<confidence"),
             ("meets_goal", "<goal"),
         ]);
-        for p in self {
+        for p in &self.proposals {
             let latency = p.predicted_latency_ms;
             let (low, high) = p.expected_quality_drop;
             let confidence = match p.confidence {
@@ -50,9 +43,8 @@ impl Present for [Proposal] {
                 },
             ]);
         }
-        let mut report =
-            Report::new(&Document { schema_version: 1, proposals: self })?.records(self)?.table(table);
-        for p in self {
+        let mut report = Report::new(self)?.records(&self.proposals)?.table(table);
+        for p in &self.proposals {
             let steps: Vec<String> = p.recipe.steps.iter().map(|s| s.describe()).collect();
             report = report.heading(format!("{} {}: {}", p.rank, p.name, steps.join(" | ")));
             for reason in &p.reasons {
@@ -62,8 +54,21 @@ impl Present for [Proposal] {
                 report = report.line(format!("  ? {risk}"));
             }
         }
-        if self.is_empty() {
+        if self.proposals.is_empty() {
             report = report.line("no recipe at hand promises a gain for this model");
+        }
+        if !self.refused.is_empty() {
+            report = report.heading("not proposed");
+        }
+        for refused in &self.refused {
+            report = report.line(format!("  {}: {}", refused.name, refused.reason));
+        }
+        if let Some((mid, low, high)) = self.original_latency_ms {
+            report = report
+                .line(format!("the model as it is, on {}: {mid:.3} ms ({low:.3}..{high:.3})", self.device));
+        }
+        for note in &self.notes {
+            report = report.line(format!("note: {note}"));
         }
         Ok(report.line("predictions, not measurements: run a proposal to know"))
     }

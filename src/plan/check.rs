@@ -1,0 +1,57 @@
+//! Checks a recipe before anything runs: every step names a pass that exists, with settings of the right
+//! type and range, and the data that it needs.
+
+use super::recipe::Recipe;
+use crate::error::{Error, Result};
+use crate::passes;
+
+impl Recipe {
+    /// Fails with a usage error that names the step and the field. Returns what the person should know
+    /// though the recipe can run.
+    pub fn check(&self) -> Result<Vec<String>> {
+        if self.model.trim().is_empty() {
+            return Err(Error::usage("RECIPE-MODEL", "the recipe names no model").field("model"));
+        }
+        if let Some(margin) = self.goal.max_quality_drop.filter(|m| !(0.0..1.0).contains(m)) {
+            return Err(Error::usage("RECIPE-GOAL", "a quality drop is a relative loss")
+                .field("goal.max_quality_drop")
+                .found(margin)
+                .limit("0 to 1"));
+        }
+        for (field, value) in [
+            ("goal.latency_ms", self.goal.latency_ms),
+            ("goal.size_mb", self.goal.size_mb),
+            ("goal.memory_mb", self.goal.memory_mb),
+        ] {
+            if let Some(value) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
+                return Err(Error::usage("RECIPE-GOAL", "a gate is a positive number")
+                    .field(field)
+                    .found(value));
+            }
+        }
+        for (index, step) in self.steps.iter().enumerate() {
+            let place = format!("step[{index}]");
+            passes::by_name(&step.pass, &step.settings).map_err(|e| {
+                let field = e.field_path().map_or(place.clone(), |f| format!("{place}: {f}"));
+                e.at_field(field)
+            })?;
+            let scheme = step.settings.get("scheme").and_then(|s| s.as_str());
+            if scheme == Some("static-int8") && self.data.calibration.is_none() {
+                return Err(Error::usage("RECIPE-CALIBRATION", "static-int8 needs calibration data")
+                    .field(format!("{place}: data.calibration"))
+                    .hint("name some, such as calibration = \"digits:train#0..256\""));
+            }
+        }
+        let mut notes = Vec::new();
+        let same = |a: &Option<String>, b: &Option<String>| a.is_some() && a == b;
+        if same(&self.data.calibration, &self.data.eval) {
+            notes.push(
+                "calibration and evaluation use the same data: the measured quality is too good".into(),
+            );
+        }
+        if same(&self.data.train, &self.data.eval) {
+            notes.push("training and evaluation use the same data: the measured quality is too good".into());
+        }
+        Ok(notes)
+    }
+}
