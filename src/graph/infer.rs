@@ -1,7 +1,7 @@
 //! Shape inference over a whole graph, folding small constants on the way.
 
 use super::{Graph, NodeIndex, Type, ValueId};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{Dim, Fact, fact::FOLD_LIMIT};
 use crate::tensor::Value;
 
@@ -43,6 +43,17 @@ impl Graph {
         bind: &dyn Fn(&str) -> Option<i64>,
         outer: impl Fn(&str) -> Option<Fact>,
     ) -> Result<Facts> {
+        self.infer_noting(bind, outer, &mut Err)
+    }
+
+    /// As [`Graph::infer_with`] for inspection: a node's error goes to `note`, which may pass it on or
+    /// swallow it; then the node's outputs are what the file declares.
+    pub fn infer_noting(
+        &self,
+        bind: &dyn Fn(&str) -> Option<i64>,
+        outer: impl Fn(&str) -> Option<Fact>,
+        note: &mut dyn FnMut(Error) -> Result<()>,
+    ) -> Result<Facts> {
         let mut facts = Facts(vec![None; self.values.len()]);
         for (i, value) in self.values.iter().enumerate() {
             facts.0[i] = outer(&value.name);
@@ -54,7 +65,13 @@ impl Graph {
             facts.0[v.0 as usize] = Some(Fact::constant(tensor));
         }
         for i in 0..self.nodes.len() {
-            let inferred = self.infer_node(i, &facts)?;
+            let inferred = match self.infer_node(i, &facts) {
+                Ok(inferred) => inferred,
+                Err(e) => {
+                    note(e)?;
+                    None
+                }
+            };
             for (slot, v) in self.nodes[i].outputs.iter().enumerate() {
                 let Some(v) = v else { continue };
                 let fact = inferred.as_ref().and_then(|f| f.get(slot).cloned());

@@ -1,0 +1,61 @@
+//! Sizes that an inspection binds where the model leaves a dimension open.
+
+use crate::graph::{Graph, Type, ValueId};
+use crate::ops::Dim;
+use std::collections::{BTreeMap, HashSet};
+
+/// Height and width of an image whose size is open.
+const IMAGE: i64 = 224;
+/// Length of a sequence whose length is open.
+const SEQUENCE: i64 = 128;
+
+/// `graph` with every open input dimension named, or `None` where all have names already. Open
+/// dimensions are called `INPUT.AXIS`.
+pub(super) fn name_open_dimensions(graph: &Graph) -> Option<Graph> {
+    let open = |v: &ValueId| match &graph.value(*v).ty {
+        Some(Type::Tensor { shape: Some(shape), .. }) => shape.iter().any(Dim::is_unknown),
+        _ => false,
+    };
+    if !graph.required_inputs().any(|v| open(&v)) {
+        return None;
+    }
+    let mut named = graph.clone();
+    for v in graph.required_inputs() {
+        let Some(value) = named.values.get_mut(v.0 as usize) else { continue };
+        let name = value.name.clone();
+        if let Some(Type::Tensor { shape: Some(shape), .. }) = &mut value.ty {
+            for (axis, dim) in shape.iter_mut().enumerate() {
+                if dim.is_unknown() {
+                    *dim = Dim::symbol(&format!("{name}.{axis}"));
+                }
+            }
+        }
+    }
+    Some(named)
+}
+
+/// A size for every symbol of the graph's inputs: what the caller gives, else `batch` for the first
+/// axis, an image size for the last two of four axes, and a sequence length elsewhere.
+pub(super) fn bindings(graph: &Graph, given: &BTreeMap<String, i64>, batch: i64) -> Vec<(String, i64)> {
+    let mut bound: Vec<(String, i64)> = Vec::new();
+    let mut seen = HashSet::new();
+    for v in graph.required_inputs() {
+        let Some(Type::Tensor { shape: Some(shape), .. }) = &graph.value(v).ty else { continue };
+        for (axis, dim) in shape.iter().enumerate() {
+            dim.symbols(&mut |symbol| {
+                if !seen.insert(symbol.to_string()) {
+                    return;
+                }
+                let size = match given.get(symbol) {
+                    Some(size) => *size,
+                    None if axis == 0 => batch,
+                    None if shape.len() == 4 && axis >= 2 => IMAGE,
+                    None if shape.len() == 4 => 3,
+                    None => SEQUENCE,
+                };
+                bound.push((symbol.to_string(), size));
+            });
+        }
+    }
+    bound
+}
