@@ -51,7 +51,8 @@ fn sparse(path: &Path, megabytes: u64) {
     let graph_len = rest.0.len() as u64 + tensor_head.len() as u64 + tensor_len;
     let mut file = std::fs::File::create(path).expect("create");
     let start = protobuf::Msg::new().int(1, 8).msg(8, protobuf::Msg::new().int(2, 17));
-    for piece in [&start.0[..], &[7 << 3 | 2], &varint(graph_len), &rest.0, &tensor_head, &head.0, &raw_head] {
+    for piece in [&start.0[..], &[7 << 3 | 2], &varint(graph_len), &rest.0, &tensor_head, &head.0, &raw_head]
+    {
         file.write_all(piece).expect("write");
     }
     let end = file.seek(SeekFrom::Current(len as i64)).expect("seek");

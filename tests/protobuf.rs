@@ -73,7 +73,8 @@ pub fn tensor_f32(name: &str, dims: &[i64], values: &[f32]) -> Msg {
 pub fn value(name: &str, dims: &[i64]) -> Msg {
     let shape = Msg::new().each(
         1,
-        dims.iter().map(|d| if *d < 0 { Msg::new().text(2, &format!("s{}", -d)) } else { Msg::new().int(1, *d) }),
+        dims.iter()
+            .map(|d| if *d < 0 { Msg::new().text(2, &format!("s{}", -d)) } else { Msg::new().int(1, *d) }),
     );
     let ty = Msg::new().msg(1, Msg::new().int(1, 1).msg(2, shape));
     Msg::new().text(1, name).msg(2, ty)

@@ -127,7 +127,11 @@ pub fn require_known(graph: &Graph) -> Result<()> {
     Err(Error::unsupported("OP-UNKNOWN", "the model has operators that this version does not know")
         .node(first.unwrap_or_default())
         .found(listed(&unknown))
-        .limit(format!("operator set {} or older; the model imports {}", crate::ops::LAST_OPSET, opsets.join(", ")))
+        .limit(format!(
+            "operator set {} or older; the model imports {}",
+            crate::ops::LAST_OPSET,
+            opsets.join(", ")
+        ))
         .hint("inspection and export still work"))
 }
 
@@ -256,12 +260,16 @@ fn layer(
         _ => None,
     };
     let is_constant = node.is("Constant");
-    let output_bytes = node.outputs.iter().flatten().try_fold(0u64, |sum, v| {
-        sum.checked_add(facts.get(*v).and_then(fact_bytes)?)
-    });
-    let input_bytes = node.inputs.iter().flatten().try_fold(0u64, |sum, v| {
-        sum.checked_add(facts.get(*v).and_then(fact_bytes)?)
-    });
+    let output_bytes = node
+        .outputs
+        .iter()
+        .flatten()
+        .try_fold(0u64, |sum, v| sum.checked_add(facts.get(*v).and_then(fact_bytes)?));
+    let input_bytes = node
+        .inputs
+        .iter()
+        .flatten()
+        .try_fold(0u64, |sum, v| sum.checked_add(facts.get(*v).and_then(fact_bytes)?));
     Layer {
         index,
         name: graph.label(index),
@@ -369,7 +377,10 @@ mod tests {
         assert_eq!(s.bindings, [("n".to_string(), 2), ("x.1".to_string(), 10)]);
         assert_eq!((s.parameters, s.weight_bytes), (4, 16));
         assert_eq!(s.layers.iter().map(|l| l.parameters).collect::<Vec<_>>(), [4, 0, 0, 0]);
-        assert_eq!(s.layers[0].output_shape.as_deref(), Some(&["2".into(), "10".into(), "4".to_string()][..]));
+        assert_eq!(
+            s.layers[0].output_shape.as_deref(),
+            Some(&["2".into(), "10".into(), "4".to_string()][..])
+        );
         assert_eq!(s.layers[0].traffic_bytes, Some(320 + 16 + 320));
         // Two of the three activations live at any time.
         assert_eq!(s.peak_activation_bytes, 2 * 320);
