@@ -2,10 +2,17 @@
 //! and errors on stderr, the exit code says how it ended. One file per command. Nothing here computes
 //! on a model: commands submit jobs and read their state, or ask a child process.
 
+mod baseline;
 mod compare;
 mod context;
 mod failure;
+mod follow;
 mod generate;
+mod goal;
+mod jobs;
+mod measure;
+mod run;
+mod step;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use context::Context;
@@ -69,12 +76,25 @@ enum When {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Args),
+    Prune(step::Prune),
+    Quantize(step::Quantize),
+    Optimize(step::Optimize),
+    Bench(measure::Bench),
+    Eval(measure::Eval),
     Compare(compare::Args),
+    Jobs(jobs::Args),
+    Baseline(baseline::Args),
     Gen(generate::Args),
 }
 
 /// Runs the command line of this process and returns its exit code.
+///
+/// A process that was started as a worker works on its job instead.
 pub fn main() -> ExitCode {
+    if let Some(code) = crate::jobs::worker::invoked(std::env::args_os()) {
+        return ExitCode::from(code);
+    }
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
     let json = failure::wants_json(&arguments);
     let matches = match Cli::command().try_get_matches_from(&arguments) {
@@ -86,20 +106,28 @@ pub fn main() -> ExitCode {
         Err(e) => return failure::of_arguments(&e, json),
     };
     let color = context::color_on_stderr(cli.global.color);
-    match run(cli) {
+    match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => failure::report(&e, json, color),
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn execute(cli: Cli) -> anyhow::Result<()> {
     let context = Context::new(&cli.global)?;
     match cli.command {
         None => {
             Cli::command().print_help()?;
             Ok(())
         }
+        Some(Command::Run(args)) => run::run(&context, args),
+        Some(Command::Prune(args)) => step::prune(&context, args),
+        Some(Command::Quantize(args)) => step::quantize(&context, args),
+        Some(Command::Optimize(args)) => step::optimize(&context, args),
+        Some(Command::Bench(args)) => measure::bench(&context, args),
+        Some(Command::Eval(args)) => measure::eval(&context, args),
         Some(Command::Compare(args)) => compare::run(&context, args),
+        Some(Command::Jobs(args)) => jobs::run(&context, args),
+        Some(Command::Baseline(args)) => baseline::run(&context, args),
         Some(Command::Gen(args)) => generate::run(&context, args),
     }
 }

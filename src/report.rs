@@ -103,6 +103,12 @@ impl Report {
         self
     }
 
+    /// Adds the parts of another report; its JSON is left out.
+    pub fn append(mut self, other: Report) -> Report {
+        self.parts.extend(other.parts);
+        self
+    }
+
     /// The report in `format`, ending in a newline. `width` is the longest line of the text form, where
     /// there is a limit; the others ignore it. Text from files is made fit for a terminal in all forms.
     pub fn render(&self, format: Format, width: Option<usize>) -> String {

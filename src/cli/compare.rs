@@ -1,37 +1,107 @@
 //! `compare`: variants side by side with verdicts.
 
 use super::context::Context;
+use super::goal::GoalArgs;
+use super::{measure, run as runs};
 use crate::compare::{self, DEFAULT_MARGIN};
 use crate::error::{Error, Result};
 use crate::evaluate::measurement::{Measurement, SCHEMA_VERSION};
-use crate::plan::Goal;
+use crate::jobs;
 use std::path::Path;
 
 /// Compare variants: latency, size, memory and quality against a baseline, with tests and verdicts
+///
+/// Models are measured together, interleaved; files of measurements and jobs bring figures taken before.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  tinsmith compare original.onnx int8.onnx --data digits:test\n  tinsmith compare monday.json tuesday.json --baseline original"
 )]
 pub(super) struct Args {
-    /// Files with measurements (JSON of `bench` or `eval`)
+    /// Models, files with measurements (JSON of bench, eval or compare), or job ids
     #[arg(required = true, value_name = "A")]
     subjects: Vec<String>,
     /// Variant that the others are compared with [default: the first]
     #[arg(long, value_name = "VARIANT")]
     baseline: Option<String>,
-    /// Relative loss of quality that still counts as none
-    #[arg(long, value_name = "PART", default_value_t = DEFAULT_MARGIN)]
-    margin: f64,
+    /// Labelled data to judge the quality of models with
+    #[arg(long, value_name = "DATA")]
+    data: Option<String>,
+    /// Relative loss of quality that still counts as none [default: max_quality_drop, else 0.02]
+    #[arg(long, value_name = "PART")]
+    margin: Option<f64>,
+    #[command(flatten)]
+    goal: GoalArgs,
 }
 
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    let mut measurements = Vec::new();
-    for subject in &args.subjects {
-        measurements.extend(load(Path::new(subject))?);
+    context.threads()?;
+    let goal = args.goal.parse(None)?;
+    let margin = args.margin.or(goal.max_quality_drop).unwrap_or(DEFAULT_MARGIN);
+    let all = figures(context, &args.subjects, args.data)?;
+    let comparison = compare::compare(&all, args.baseline.as_deref(), &goal, margin)?;
+    context.show(&comparison)?;
+    let gated = goal != Default::default();
+    match comparison.rows.iter().enumerate().find(|(i, r)| *i != comparison.baseline && !r.missed.is_empty())
+    {
+        Some((_, row)) if gated => Err(runs::gate(row).into()),
+        _ => Ok(()),
     }
-    let comparison =
-        compare::compare(&measurements, args.baseline.as_deref(), &Goal::default(), args.margin)?;
-    context.show(&comparison)
+}
+
+/// The figures of all subjects in their order; models are measured together.
+pub(super) fn figures(
+    context: &Context,
+    subjects: &[String],
+    data: Option<String>,
+) -> anyhow::Result<Vec<Measurement>> {
+    let sources = subjects.iter().map(|s| source(context, s)).collect::<Result<Vec<_>>>()?;
+    let models: Vec<String> = sources
+        .iter()
+        .filter_map(|s| match s {
+            Source::Model(path) => Some(path.clone()),
+            Source::Figures(_) => None,
+        })
+        .collect();
+    let mut measured = match models.is_empty() {
+        true => Vec::new(),
+        false => measure::measure(context, &models, data)?,
+    }
+    .into_iter();
+    let mut all = Vec::new();
+    for source in sources {
+        match source {
+            Source::Figures(figures) => all.extend(figures),
+            Source::Model(_) => all.extend(measured.next()),
+        }
+    }
+    Ok(all)
+}
+
+enum Source {
+    Model(String),
+    Figures(Vec<Measurement>),
+}
+
+/// What a subject is: figures in a JSON file, figures of a job, or a model.
+fn source(context: &Context, subject: &str) -> Result<Source> {
+    let path = Path::new(subject);
+    let json = path.extension().is_some_and(|e| e == "json" || e == "jsonl");
+    if json {
+        return load(path).map(Source::Figures);
+    }
+    if !path.exists()
+        && let Ok(job) = jobs::open(&context.paths, subject)
+    {
+        let figures = job.state().measurements;
+        if figures.is_empty() {
+            return Err(Error::usage("JOB-FIGURES", "the job measured nothing")
+                .found(subject)
+                .hint("run it with --measure, or compare its artefacts"));
+        }
+        return Ok(Source::Figures(figures));
+    }
+    std::fs::metadata(path).map_err(|e| Error::io("read the model", path, e))?;
+    Ok(Source::Model(subject.to_string()))
 }
 
 /// Largest file of measurements that is read.

@@ -14,10 +14,11 @@ pub(super) struct Context {
     pub(super) format: Format,
     pub(super) quiet: bool,
     pub(super) seed: u64,
+    /// The seed, where one was given.
+    pub(super) seed_given: Option<u64>,
     threads: Vec<usize>,
     /// Progress on stderr may move the cursor.
     pub(super) live: bool,
-    pub(super) color: bool,
 }
 
 impl Context {
@@ -36,9 +37,9 @@ impl Context {
             },
             quiet: global.quiet,
             seed: global.seed.unwrap_or(0),
+            seed_given: global.seed,
             threads: global.threads.iter().map(|t| usize::from(*t)).collect(),
             live: std::io::stderr().is_terminal() && !dumb(),
-            color: color_on_stderr(global.color),
         })
     }
 

@@ -1,0 +1,113 @@
+//! `bench` and `eval`: model files measured by a job, interleaved.
+
+use super::context::Context;
+use super::follow;
+use crate::error::{Error, Result};
+use crate::evaluate::measurement::Measurement;
+use crate::jobs::Request;
+use crate::jobs::request::Subject;
+use std::path::Path;
+
+/// Measure latency, throughput and memory of models, interleaved, each in processes of its own
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  tinsmith bench model.onnx int8.onnx --threads 1,2\n  tinsmith bench model.onnx --format json > monday.json"
+)]
+pub(super) struct Bench {
+    /// Models; outputs are checked against the first
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+}
+
+/// Measure quality, latency and memory of models on labelled data
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tinsmith eval model.onnx --data digits:test")]
+pub(super) struct Eval {
+    /// Models
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    /// Data, such as digits:test or csv:FILE?label=last
+    #[arg(long, value_name = "DATA")]
+    data: String,
+}
+
+pub(super) fn bench(context: &Context, args: Bench) -> anyhow::Result<()> {
+    finish(context, &measure(context, &args.models, None)?)
+}
+
+pub(super) fn eval(context: &Context, args: Eval) -> anyhow::Result<()> {
+    finish(context, &measure(context, &args.models, Some(args.data))?)
+}
+
+/// Shows the figures; fails where nothing could be measured.
+fn finish(context: &Context, measurements: &[Measurement]) -> anyhow::Result<()> {
+    context.show(measurements)?;
+    match measurements.iter().find(|m| m.latency_ms.is_none() && !m.failures.is_empty()) {
+        Some(m) if measurements.iter().all(|m| m.latency_ms.is_none() && m.quality.is_none()) => {
+            Err(Error::unsupported("MEASURE", format!("{}: {}", m.variant, m.failures.join("; "))).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Measures `models` against each other in one job.
+pub(super) fn measure(
+    context: &Context,
+    models: &[String],
+    data: Option<String>,
+) -> anyhow::Result<Vec<Measurement>> {
+    let request = request(models, context.thread_list(), data)?;
+    Ok(follow::submit_and_follow(context, &request)?.state.measurements)
+}
+
+fn request(models: &[String], threads: &[usize], data: Option<String>) -> Result<Request> {
+    for model in models {
+        std::fs::metadata(model).map_err(|e| Error::io("read the model", model, e))?;
+    }
+    let names = names(models);
+    let subjects = models
+        .iter()
+        .zip(&names)
+        .map(|(path, name)| Subject { name: name.clone(), path: path.clone() })
+        .collect();
+    Ok(Request::Measure { name: names.join(" "), models: subjects, threads: threads.to_vec(), data })
+}
+
+/// A name for each path: the file's stem, with as many directories before it as tell them apart.
+pub(super) fn names(paths: &[String]) -> Vec<String> {
+    let parts = |path: &str, count: usize| {
+        let path = Path::new(path);
+        let mut names: Vec<String> = path
+            .with_extension("")
+            .components()
+            .rev()
+            .filter(|c| matches!(c, std::path::Component::Normal(_)))
+            .take(count)
+            .map(|c| c.as_os_str().to_string_lossy().into_owned())
+            .collect();
+        names.reverse();
+        names.join("/")
+    };
+    let mut names = Vec::new();
+    for count in 1..=8 {
+        names = paths.iter().map(|p| parts(p, count)).collect::<Vec<_>>();
+        let unique: std::collections::HashSet<&String> = names.iter().collect();
+        if unique.len() == names.len() {
+            return names;
+        }
+    }
+    names.iter().enumerate().map(|(i, n)| format!("{n}#{}", i + 1)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_named_by_what_tells_them_apart() {
+        let names = |paths: &[&str]| names(&paths.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(names(&["a/m.onnx", "int8.onnx"]), ["m", "int8"]);
+        assert_eq!(names(&["a/m.onnx", "b/m.onnx"]), ["a/m", "b/m"]);
+        assert_eq!(names(&["m.onnx", "m.onnx"]), ["m#1", "m#2"]);
+    }
+}

@@ -1,0 +1,150 @@
+//! `optimize`, `quantize`, `prune`: recipes of one step, from flags.
+
+use super::context::Context;
+use super::goal::DataArgs;
+use super::run;
+use crate::error::{Error, Result};
+use crate::plan::{Recipe, Step};
+use crate::save;
+use std::path::PathBuf;
+
+/// Flags of every one-step command.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Model
+    model: String,
+    /// Where the variant is written [default: kept in the job's directory]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "detach")]
+    output: Option<PathBuf>,
+    /// Measure the original and the variant at the end
+    #[arg(long)]
+    measure: bool,
+    /// Write the recipe to this file as well
+    #[arg(long, value_name = "FILE")]
+    save_recipe: Option<PathBuf>,
+    /// Start the job, print its id and return
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Fold constants, remove what is dead, fuse batch norms: the same outputs from fewer nodes
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tinsmith optimize model.onnx -o smaller.onnx")]
+pub(super) struct Optimize {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Store weights, and compute where it pays, in 8-bit integers
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  tinsmith quantize bert.onnx --scheme dynamic-int8 -o bert-int8.onnx\n  tinsmith quantize cnn.onnx --scheme static-int8 --calibration digits:train#0..256 --measure --data digits:test"
+)]
+pub(super) struct Quantize {
+    #[command(flatten)]
+    common: Common,
+    /// dynamic-int8 for products with weights, static-int8 (QDQ, needs --calibration) for convolutions
+    #[arg(long, value_name = "SCHEME")]
+    scheme: String,
+    /// How ranges come from calibration data
+    #[arg(long, value_name = "NAME")]
+    calibrator: Option<String>,
+    /// One scale per tensor instead of one per output channel
+    #[arg(long)]
+    per_tensor: bool,
+    /// 7-bit weights, for processors whose 8-bit sums saturate (AVX2 without VNNI)
+    #[arg(long)]
+    reduce_range: bool,
+    /// Nodes to leave in float, by name
+    #[arg(long, value_name = "NODE", num_args = 1..)]
+    exclude: Vec<String>,
+}
+
+/// Remove whole channels and neurons, so that the shapes really shrink
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  tinsmith prune cnn.onnx --ratio 0.2 -o cnn-20.onnx --measure --data digits:test"
+)]
+pub(super) struct Prune {
+    #[command(flatten)]
+    common: Common,
+    /// Part of the prunable parameters to remove, 0 to 1
+    #[arg(long, value_name = "PART")]
+    ratio: f64,
+    /// What makes a channel unimportant: l1, l2
+    #[arg(long, value_name = "NAME", default_value = "l2")]
+    criterion: String,
+    /// Rank channels over the whole model or within each group: global, layer
+    #[arg(long, value_name = "SCOPE")]
+    scope: Option<String>,
+    /// Keep channel counts at multiples of this
+    #[arg(long, value_name = "N")]
+    round_to: Option<u32>,
+}
+
+pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> {
+    start(context, args.common, "optimized", Step::new("optimize"))
+}
+
+pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> {
+    let mut step = Step::new("quantize").with("scheme", args.scheme.clone());
+    if let Some(calibrator) = args.calibrator {
+        step = step.with("calibrator", calibrator);
+    }
+    if args.per_tensor {
+        step = step.with("per_channel", false);
+    }
+    if args.reduce_range {
+        step = step.with("reduce_range", true);
+    }
+    if !args.exclude.is_empty() {
+        step = step.with("exclude", args.exclude);
+    }
+    start(context, args.common, &args.scheme, step)
+}
+
+pub(super) fn prune(context: &Context, args: Prune) -> anyhow::Result<()> {
+    let mut step = Step::new("prune").with("criterion", args.criterion).with("ratio", args.ratio);
+    if let Some(scope) = args.scope {
+        step = step.with("scope", scope);
+    }
+    if let Some(multiple) = args.round_to {
+        step = step.with("round_to", i64::from(multiple));
+    }
+    start(context, args.common, &format!("pruned-{:.0}", 100.0 * args.ratio), step)
+}
+
+fn start(context: &Context, common: Common, name: &str, step: Step) -> anyhow::Result<()> {
+    let recipe = recipe(context, &common, name, step)?;
+    if let Some(path) = &common.save_recipe {
+        recipe.check()?;
+        save::bytes(path, recipe.to_toml()?.as_bytes())?;
+        context.note(&format!("wrote {}", path.display()));
+    }
+    run::start(context, recipe, common.detach, common.output.as_deref())
+}
+
+fn recipe(context: &Context, common: &Common, name: &str, step: Step) -> Result<Recipe> {
+    if let Some(output) = &common.output
+        && same_file(output, common.model.as_ref())
+    {
+        return Err(Error::usage("OUTPUT", "the output would replace the model")
+            .file(output)
+            .hint("name another file"));
+    }
+    let mut recipe = Recipe::new(name, &common.model);
+    recipe.seed = context.seed;
+    recipe.measure = common.measure;
+    recipe.data = common.data.spec();
+    recipe.steps.push(step);
+    Ok(recipe)
+}
+
+fn same_file(a: &std::path::Path, b: &std::path::Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
