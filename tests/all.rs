@@ -8,3 +8,7 @@ mod jobs;
 
 #[path = "onnx.rs"]
 mod onnx;
+#[path = "hostile.rs"]
+mod hostile;
+#[path = "protobuf.rs"]
+mod protobuf;

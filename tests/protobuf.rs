@@ -36,6 +36,33 @@ impl Msg {
     pub fn msg(self, field: u32, v: Msg) -> Msg {
         self.bytes(field, &v.0)
     }
+    /// The same fields by number, as serialisers write them; fields with a length and varints only.
+    pub fn sorted(self) -> Msg {
+        let read = |at: &mut usize| {
+            let (mut v, mut shift) = (0u64, 0);
+            loop {
+                let b = self.0[*at];
+                *at += 1;
+                v |= u64::from(b & 0x7f) << shift;
+                shift += 7;
+                if b < 0x80 {
+                    return v;
+                }
+            }
+        };
+        let (mut fields, mut at) = (Vec::new(), 0);
+        while at < self.0.len() {
+            let start = at;
+            let tag = read(&mut at);
+            let v = read(&mut at);
+            if tag & 7 == 2 {
+                at += v as usize;
+            }
+            fields.push((tag >> 3, &self.0[start..at]));
+        }
+        fields.sort_by_key(|(n, _)| *n);
+        Msg(fields.into_iter().flat_map(|(_, b)| b.iter().copied()).collect())
+    }
     pub fn f32(self, field: u32, v: f32) -> Msg {
         let tag = varint(u64::from(field) << 3 | 5);
         self.raw(&tag).raw(&v.to_le_bytes())
