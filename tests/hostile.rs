@@ -31,7 +31,10 @@ fn load_path(path: &Path, limits: &Limits) -> Result<Opened, Error> {
     if let Err(e) = &result {
         let text = e.to_string();
         assert!(!text.chars().any(|c| c != '\n' && c.is_control()), "{text:?}");
-        assert!(text.contains("evil") || text.contains(&*path.file_name().unwrap().to_string_lossy()), "{text}");
+        assert!(
+            text.contains("evil") || text.contains(&*path.file_name().unwrap().to_string_lossy()),
+            "{text}"
+        );
         assert_ne!(e.kind(), Kind::Internal, "{text}");
     }
     result
@@ -98,7 +101,8 @@ fn every_prefix_is_refused_or_is_a_model() {
 #[test]
 fn every_flipped_bit_gives_a_model_or_an_error_in_time() {
     let constant = Msg::new().text(1, "value").msg(5, tensor("", 1, &[1], &[0, 0, 0, 63])).int(20, 4);
-    let body = Msg::new().msg(1, node("Relu", "inner", &["a"], &["b"])).text(2, "then").msg(12, value("b", &[4]));
+    let body =
+        Msg::new().msg(1, node("Relu", "inner", &["a"], &["b"])).text(2, "then").msg(12, value("b", &[4]));
     let branch = Msg::new().text(1, "then_branch").msg(6, body).int(20, 5);
     let bytes = with(|g| {
         g.msg(1, node("Constant", "c", &[], &["k"]).msg(5, constant))
@@ -115,7 +119,8 @@ fn every_flipped_bit_gives_a_model_or_an_error_in_time() {
             Ok(opened) => {
                 summarize_opened(&opened, &Options::default()).unwrap();
                 let written = formats::encode(&opened.graph).unwrap();
-                load(&written).unwrap_or_else(|e| panic!("bit {bit}: what was read is not written back: {e}"));
+                load(&written)
+                    .unwrap_or_else(|e| panic!("bit {bit}: what was read is not written back: {e}"));
                 "Ok".to_string()
             }
             Err(e) => {
@@ -156,7 +161,9 @@ fn damaged_encoding_is_named_with_its_offset() {
 
 /// If nodes nested `levels` deep; each level is three messages.
 fn nested(levels: usize) -> Vec<u8> {
-    let leaf = |name: &str| Msg::new().text(2, "leaf").msg(1, node("Relu", "r", &["x"], &[name])).msg(12, value(name, &[4]));
+    let leaf = |name: &str| {
+        Msg::new().text(2, "leaf").msg(1, node("Relu", "r", &["x"], &[name])).msg(12, value(name, &[4]))
+    };
     let mut body = leaf("o");
     for _ in 0..levels {
         let then = Msg::new().text(1, "then_branch").int(20, 5).msg(6, body);
@@ -243,7 +250,8 @@ fn external_data_cannot_name_what_lies_elsewhere() {
         0,
     )
     .unwrap();
-    let through_dir = format!("linkdir/{}", secret.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.'));
+    let through_dir =
+        format!("linkdir/{}", secret.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.'));
     let cases = [
         ("../x", "ONNX-EXTERNAL-NAME"),
         ("/etc/passwd", "ONNX-EXTERNAL-NAME"),
@@ -445,7 +453,8 @@ fn wrong_graphs_are_named_by_node() {
         "GRAPH-DUPLICATE",
         "attribute \"k\"",
     );
-    let body = Msg::new().text(2, "b").msg(1, node("Relu", "r", &["missing"], &["o"])).msg(12, value("o", &[4]));
+    let body =
+        Msg::new().text(2, "b").msg(1, node("Relu", "r", &["missing"], &["o"])).msg(12, value("o", &[4]));
     let branch = Msg::new().text(1, "then_branch").int(20, 5).msg(6, body);
     bad(
         with(|g| g.msg(1, node("If", "branching", &["x"], &["q"]).msg(5, branch))),
@@ -465,13 +474,18 @@ fn wrong_graphs_are_named_by_node() {
 #[test]
 fn models_without_what_makes_a_model_are_refused() {
     let bad = |m: Msg, code: &str, text: &str| refused(&m.0, Kind::Invalid, code, text);
-    let graph = || Msg::new().text(2, "g").msg(1, node("Relu", "r", &["x"], &["y"])).msg(11, value("x", &[4]));
+    let graph =
+        || Msg::new().text(2, "g").msg(1, node("Relu", "r", &["x"], &["y"])).msg(11, value("x", &[4]));
     let set = |v: i64| Msg::new().int(2, v);
     bad(Msg::new().int(1, 8).text(2, "producer of nothing").msg(8, set(17)), "ONNX-NO-GRAPH", "graph");
     bad(Msg::new().msg(7, graph()).msg(8, set(17)), "ONNX-IR", "ir_version");
     bad(Msg::new().int(1, 8).msg(7, graph()), "ONNX-OPSET", "opset_import");
     bad(Msg::new().int(1, 8).msg(7, graph()).msg(8, set(0)), "ONNX-OPSET", "opset_import[0]");
-    bad(Msg::new().int(1, 8).msg(7, graph()).msg(8, set(17)).msg(8, set(18)), "ONNX-OPSET", "opset_import[1]");
+    bad(
+        Msg::new().int(1, 8).msg(7, graph()).msg(8, set(17)).msg(8, set(18)),
+        "ONNX-OPSET",
+        "opset_import[1]",
+    );
 }
 
 #[test]
@@ -518,7 +532,12 @@ fn what_is_no_model_is_named_for_what_it_is() {
     refused(b"<!DOCTYPE html><html><body>404</body></html>", Kind::Invalid, "FORMAT-HTML", "web page");
     refused(&gzip(&good()), Kind::Invalid, "FORMAT-GZIP", "gunzip");
     refused(b"PK\x03\x04 and something else here", Kind::Invalid, "FORMAT-ZIP", "PyTorch");
-    refused(b"\x80\x02}q\x00(X\x05\x00\x00\x00modelq\x01", Kind::Unsupported, "FORMAT-PICKLE", "never loaded");
+    refused(
+        b"\x80\x02}q\x00(X\x05\x00\x00\x00modelq\x01",
+        Kind::Unsupported,
+        "FORMAT-PICKLE",
+        "never loaded",
+    );
     refused(b"{\"architectures\": [\"Bert\"]}", Kind::Invalid, "FORMAT-JSON", "config.json");
     refused(&[0; 4096], Kind::Invalid, "FORMAT-ZEROS", "unfinished");
     refused(b"hello, this is a text file\n", Kind::Invalid, "FORMAT-TEXT", "text file");
@@ -546,7 +565,8 @@ fn what_is_no_model_is_named_for_what_it_is() {
     named(&huge, "zero bytes");
     // One that starts like a model and whose weight fills the rest.
     let head = Msg::new().int(1, 8).text(2, "p").0;
-    fs::write(&huge, [&head[..], &[0x3a], &varint(1 << 39), &[0x2a], &varint((1 << 39) - 7)].concat()).unwrap();
+    fs::write(&huge, [&head[..], &[0x3a], &varint(1 << 39), &[0x2a], &varint((1 << 39) - 7)].concat())
+        .unwrap();
     fs::OpenOptions::new().write(true).open(&huge).unwrap().set_len(1 << 40).unwrap();
     named(&huge, "at byte");
     named(&dir.path().join("evil.missing"), "check the path");
@@ -556,7 +576,8 @@ fn what_is_no_model_is_named_for_what_it_is() {
 fn odd_file_names_are_shown_escaped() {
     use std::os::unix::ffi::OsStrExt;
     let dir = tempfile::tempdir().unwrap();
-    let names: [&[u8]; 3] = [b"evil\nname.onnx", b"evil\xff\xfe.onnx", &[&b"evil"[..], &[b'x'; 251]].concat()];
+    let names: [&[u8]; 3] =
+        [b"evil\nname.onnx", b"evil\xff\xfe.onnx", &[&b"evil"[..], &[b'x'; 251]].concat()];
     for name in names {
         let path = dir.path().join(std::ffi::OsStr::from_bytes(name));
         fs::write(&path, b"").unwrap();
@@ -633,7 +654,8 @@ fn measured(path: &Path, address_space: u64) -> (String, u64) {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let line = text.lines().find_map(|l| l.split("outcome=").nth(1)).unwrap_or_else(|| panic!("{text}\n{out:?}"));
+    let line =
+        text.lines().find_map(|l| l.split("outcome=").nth(1)).unwrap_or_else(|| panic!("{text}\n{out:?}"));
     let (outcome, peak) = line.split_once(" peak=").unwrap();
     (outcome.to_string(), peak.trim().parse().unwrap())
 }
@@ -666,8 +688,14 @@ fn bombs_and_large_models_stay_within_memory() {
     let bombs = [
         ("nodes", Msg::new().int(1, 8).bytes(7, &[0x0a, 0].repeat(10_000_000)).0),
         ("strings", Msg::new().int(1, 8).msg(7, Msg::new().bytes(1, &[0x0a, 0].repeat(10_000_000))).0),
-        ("strings that fit", Msg::new().int(1, 8).msg(7, Msg::new().bytes(1, &[0x0a, 0].repeat(4_900_000))).0),
-        ("attributes", Msg::new().int(1, 8).msg(7, Msg::new().msg(1, Msg::new().raw(&[0x2a, 0].repeat(10_000_000)))).0),
+        (
+            "strings that fit",
+            Msg::new().int(1, 8).msg(7, Msg::new().bytes(1, &[0x0a, 0].repeat(4_900_000))).0,
+        ),
+        (
+            "attributes",
+            Msg::new().int(1, 8).msg(7, Msg::new().msg(1, Msg::new().raw(&[0x2a, 0].repeat(10_000_000)))).0,
+        ),
         ("dims", with_weight(tensor("huge", 1, &[1 << 55], &[0; 8192]))),
     ];
     for (name, bytes) in bombs {
