@@ -9,6 +9,7 @@ pub mod dim;
 pub mod fact;
 
 mod elementwise;
+mod quantize;
 
 pub use attributes::{Attr, Attributes};
 pub use coupling::{Coupling, Cut, Link, Pattern, Port};
@@ -133,7 +134,7 @@ pub fn lookup(domain: &str, name: &str, opset: i64) -> Option<&'static Spec> {
     specs().find(|s| s.domain == domain && s.name == name && (s.opsets.0..=s.opsets.1).contains(&opset))
 }
 
-const FAMILIES: &[&[Spec]] = &[elementwise::SPECS];
+const FAMILIES: &[&[Spec]] = &[elementwise::SPECS, quantize::SPECS];
 
 /// The n-th input, or an error that says which one is missing.
 pub fn input<'a, T: ?Sized>(inputs: &[Option<&'a T>], n: usize) -> Result<&'a T> {

@@ -189,7 +189,7 @@ impl Tensor {
                 Ok(Arc::new(match step {
                     Step::Transpose(perm) => transpose(&data, &source.shape, perm),
                     Step::Select { axis, indices } => select(&data, &source.shape, *axis, indices),
-                    Step::Cast(to) => cast(&data, source.dtype, *to)?,
+                    Step::Cast(_) => return source.converted(self.dtype).map(Arc::new),
                 }))
             }
         }
@@ -207,7 +207,7 @@ impl Tensor {
 
     /// The elements converted to `f64`, any numeric type.
     pub fn to_f64s(&self) -> Result<Vec<f64>> {
-        match cast(&*self.data()?, self.dtype, DType::F64)? {
+        match self.converted(DType::F64)? {
             Data::F64(v) => Ok(v),
             _ => Err(Error::internal("TENSOR-TYPE", "cast gave another type")),
         }
@@ -218,7 +218,7 @@ impl Tensor {
         if self.dtype == DType::F32 {
             return self.to_vec::<f32>();
         }
-        match cast(&*self.data()?, self.dtype, DType::F32)? {
+        match self.converted(DType::F32)? {
             Data::F32(v) => Ok(v),
             _ => Err(Error::internal("TENSOR-TYPE", "cast gave another type")),
         }
@@ -226,7 +226,7 @@ impl Tensor {
 
     /// The elements converted to `i64`, any integer or boolean type (floats are truncated).
     pub fn to_i64s(&self) -> Result<Vec<i64>> {
-        match cast(&*self.data()?, self.dtype, DType::I64)? {
+        match self.converted(DType::I64)? {
             Data::I64(v) => Ok(v),
             _ => Err(Error::internal("TENSOR-TYPE", "cast gave another type")),
         }
@@ -282,6 +282,16 @@ impl Tensor {
             }
             other => Ok(Tensor { dtype: self.dtype, shape, storage: other.clone() }),
         }
+    }
+
+    /// The elements as another type; packed ones lose the padding of their last byte.
+    fn converted(&self, to: DType) -> Result<Data> {
+        let data = cast(&*self.data()?, self.dtype, to)?;
+        if !self.dtype.is_packed() || to.is_packed() {
+            return Ok(data);
+        }
+        let n = self.len();
+        Ok(map_data!(data, v => v.into_iter().take(n).collect()))
     }
 
     fn lazy(&self, dtype: DType, shape: Vec<usize>, step: Step) -> Tensor {
@@ -426,6 +436,13 @@ mod tests {
         assert!(Tensor::new(DType::I4, vec![3], Data::U8(vec![0x21, 0x03])).is_ok());
         assert!(Tensor::new(DType::Bool, vec![1], Data::F32(vec![1.0])).is_err());
         assert!(Tensor::from_vec(vec![usize::MAX, 2], vec![1f32; 3]).is_err());
+    }
+
+    #[test]
+    fn packed_integers_unpack_to_their_count() {
+        let t = Tensor::new(DType::I4, vec![3], Data::U8(vec![0xf1, 0x07])).unwrap();
+        assert_eq!(t.cast_to(DType::I8).to_vec::<i8>().unwrap(), [1, -1, 7]);
+        assert_eq!(t.to_i64s().unwrap(), [1, -1, 7]);
     }
 
     #[test]
