@@ -291,7 +291,7 @@ impl Tensor {
             return Ok(data);
         }
         let n = self.len();
-        Ok(map_data!(data, v => v.into_iter().take(n).collect()))
+        Ok(crate::map_data!(data, v => v.into_iter().take(n).collect()))
     }
 
     fn lazy(&self, dtype: DType, shape: Vec<usize>, step: Step) -> Tensor {

@@ -14,9 +14,27 @@ const INTS: &[DType] =
 
 /// Claims of this family.
 pub const SPECS: &[Spec] = &[
-    Spec { domain: "", name: "QuantizeLinear", opsets: (10, LAST_OPSET), dtypes: FLOATS, parse: QuantizeLinear::parse },
-    Spec { domain: "", name: "DequantizeLinear", opsets: (10, LAST_OPSET), dtypes: INTS, parse: DequantizeLinear::parse },
-    Spec { domain: "", name: "DynamicQuantizeLinear", opsets: (11, LAST_OPSET), dtypes: FLOATS, parse: DynamicQuantizeLinear::parse },
+    Spec {
+        domain: "",
+        name: "QuantizeLinear",
+        opsets: (10, LAST_OPSET),
+        dtypes: FLOATS,
+        parse: QuantizeLinear::parse,
+    },
+    Spec {
+        domain: "",
+        name: "DequantizeLinear",
+        opsets: (10, LAST_OPSET),
+        dtypes: INTS,
+        parse: DequantizeLinear::parse,
+    },
+    Spec {
+        domain: "",
+        name: "DynamicQuantizeLinear",
+        opsets: (11, LAST_OPSET),
+        dtypes: FLOATS,
+        parse: DynamicQuantizeLinear::parse,
+    },
 ];
 
 /// Smallest and largest value of an integer type that scales map to.
@@ -31,7 +49,9 @@ fn bounds(dtype: DType) -> Result<(f32, f32)> {
         DType::U2 => (0.0, 3.0),
         DType::I2 => (-2.0, 1.0),
         other => {
-            return Err(Error::unsupported("OP-TYPE", "quantised values of this type are not supported").found(other));
+            return Err(
+                Error::unsupported("OP-TYPE", "quantised values of this type are not supported").found(other)
+            );
         }
     })
 }
@@ -109,7 +129,9 @@ fn store(dtype: DType, values: &[f32]) -> Data {
             let bits = packed.bits() as usize;
             let per = 8 / bits;
             let mask = (1u8 << bits) - 1;
-            let byte = |c: &[f32]| c.iter().enumerate().fold(0u8, |b, (i, v)| b | ((*v as i8 as u8 & mask) << (i * bits)));
+            let byte = |c: &[f32]| {
+                c.iter().enumerate().fold(0u8, |b, (i, v)| b | ((*v as i8 as u8 & mask) << (i * bits)))
+            };
             Data::U8(values.chunks(per).map(byte).collect())
         }
     }
@@ -122,7 +144,9 @@ fn zero_points(value: Option<&Value>) -> Result<Option<Vec<f32>>> {
 /// Ties scale and zero point of one axis to the tensor's axis, everything else through.
 fn couple(inputs: &[Option<&Fact>], outputs: &[Fact], axis: i64) -> Coupling {
     let mut coupling = Coupling::default();
-    let Some(shape) = inputs.first().copied().flatten().and_then(|f| f.shape.as_ref()) else { return coupling };
+    let Some(shape) = inputs.first().copied().flatten().and_then(|f| f.shape.as_ref()) else {
+        return coupling;
+    };
     if outputs.first().and_then(Fact::rank) != Some(shape.len()) {
         return coupling;
     }
@@ -131,7 +155,9 @@ fn couple(inputs: &[Option<&Fact>], outputs: &[Fact], axis: i64) -> Coupling {
     }
     if let Ok(axis) = super::axis(axis, shape.len()) {
         for slot in 1..inputs.len() {
-            if inputs[slot].is_some_and(|f| f.rank() == Some(1) && f.shape.as_ref().is_some_and(|s| s[0] == shape[axis])) {
+            if inputs[slot]
+                .is_some_and(|f| f.rank() == Some(1) && f.shape.as_ref().is_some_and(|s| s[0] == shape[axis]))
+            {
                 coupling.same((Port::In(slot), 0), (Port::In(0), axis));
             }
         }
@@ -186,7 +212,12 @@ impl Operator for QuantizeLinear {
         };
         let result: Vec<f32> = match layout.scalar() {
             true => values.par_iter().with_min_len(1 << 14).map(|x| quantize(*x, 0)).collect(),
-            false => values.par_iter().enumerate().with_min_len(1 << 14).map(|(i, x)| quantize(*x, layout.at(i))).collect(),
+            false => values
+                .par_iter()
+                .enumerate()
+                .with_min_len(1 << 14)
+                .map(|(i, x)| quantize(*x, layout.at(i)))
+                .collect(),
         };
         Ok(vec![Tensor::new(dtype, x.shape().to_vec(), store(dtype, &result))?.into()])
     }
@@ -212,7 +243,9 @@ impl Operator for DequantizeLinear {
     fn infer(&self, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
         let (x, scale) = (super::input(inputs, 0)?, super::input(inputs, 1)?);
         if scale.dtype != DType::F32 {
-            return Err(Error::unsupported("OP-TYPE", "scales of this type are not supported").found(scale.dtype));
+            return Err(
+                Error::unsupported("OP-TYPE", "scales of this type are not supported").found(scale.dtype)
+            );
         }
         Ok(vec![Fact { dtype: scale.dtype, ..x.without_value() }])
     }
@@ -230,13 +263,21 @@ impl Operator for DequantizeLinear {
         let result: Vec<f32> = match &*x.data()? {
             Data::I32(v) if zeros.is_none() || layout.scalar() => {
                 let z = |s: usize| zero(s) as i64;
-                v.iter().enumerate().map(|(i, q)| (i64::from(*q) - z(layout.at(i))) as f32 * scales[layout.at(i)]).collect()
+                v.iter()
+                    .enumerate()
+                    .map(|(i, q)| (i64::from(*q) - z(layout.at(i))) as f32 * scales[layout.at(i)])
+                    .collect()
             }
             _ => {
                 let values = x.to_f32s()?;
                 match layout.scalar() {
                     true => values.par_iter().with_min_len(1 << 14).map(|q| go(*q, 0)).collect(),
-                    false => values.par_iter().enumerate().with_min_len(1 << 14).map(|(i, q)| go(*q, layout.at(i))).collect(),
+                    false => values
+                        .par_iter()
+                        .enumerate()
+                        .with_min_len(1 << 14)
+                        .map(|(i, q)| go(*q, layout.at(i)))
+                        .collect(),
                 }
             }
         };
