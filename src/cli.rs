@@ -9,6 +9,8 @@ mod failure;
 mod follow;
 mod generate;
 mod goal;
+mod import;
+mod inspect;
 mod jobs;
 mod measure;
 mod run;
@@ -76,6 +78,9 @@ enum When {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Inspect(inspect::Inspect),
+    Diff(inspect::Diff),
+    Import(import::Args),
     Run(run::Args),
     Prune(step::Prune),
     Quantize(step::Quantize),
@@ -89,12 +94,7 @@ enum Command {
 }
 
 /// Runs the command line of this process and returns its exit code.
-///
-/// A process that was started as a worker works on its job instead.
 pub fn main() -> ExitCode {
-    if let Some(code) = crate::jobs::worker::invoked(std::env::args_os()) {
-        return ExitCode::from(code);
-    }
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
     let json = failure::wants_json(&arguments);
     let matches = match Cli::command().try_get_matches_from(&arguments) {
@@ -119,6 +119,9 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Cli::command().print_help()?;
             Ok(())
         }
+        Some(Command::Inspect(args)) => inspect::inspect(&context, args),
+        Some(Command::Diff(args)) => inspect::diff(&context, args),
+        Some(Command::Import(args)) => import::run(&context, args),
         Some(Command::Run(args)) => run::run(&context, args),
         Some(Command::Prune(args)) => step::prune(&context, args),
         Some(Command::Quantize(args)) => step::quantize(&context, args),

@@ -5,9 +5,11 @@ use super::follow::{self, Followed};
 use super::goal::{DataArgs, GoalArgs};
 use crate::compare::{self, Comparison, DEFAULT_MARGIN};
 use crate::error::{Error, Result};
+use crate::formats;
 use crate::jobs::Request;
 use crate::plan::{Goal, Recipe};
 use crate::report::{Present, Report};
+use crate::save;
 use crate::units::Bytes;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -122,9 +124,13 @@ pub(super) fn detached(job: &crate::jobs::JobHandle) -> Result<Report> {
         .line(format!("follow it with `tinsmith jobs attach {}`", job.id)))
 }
 
-/// Copies an artefact to where it was asked for, all or nothing.
+/// Puts an artefact where it was asked for, all or nothing. External data goes along.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
-    crate::save::atomic(to, |file| {
+    let opened = formats::load(from)?;
+    if !opened.facts.external.is_empty() {
+        return formats::save(&opened.graph, to).map(drop);
+    }
+    save::atomic(to, |file| {
         let mut source = std::fs::File::open(from).map_err(|e| Error::io("read the result", from, e))?;
         std::io::copy(&mut source, file).map_err(|e| Error::io("write the result", to, e))?;
         Ok(())
