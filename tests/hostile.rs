@@ -1,7 +1,7 @@
 //! Bad model files: every one is refused with its kind, code, place and next step, quickly and in little
 //! memory. The files are made here, byte by byte.
 
-use crate::protobuf::{Msg, model, node, tensor, tensor_f32, value, varint};
+use crate::protobuf::{Msg, model, node, sparse_model, tensor, tensor_f32, value, varint};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -711,27 +711,4 @@ fn bombs_and_large_models_stay_within_memory() {
     println!("600 MiB of weights: {outcome}, {peak} KiB above the start");
     assert_eq!(outcome, format!("ok,{}", 600u64 << 18));
     assert!(peak < 16 << 10, "{peak} KiB");
-}
-
-/// One MatMul whose weight is a hole of this many megabytes in a sparse file.
-pub fn sparse_model(path: &Path, megabytes: u64) {
-    use std::io::{Seek, SeekFrom, Write};
-    let (rows, len) = (megabytes * 256, megabytes << 20);
-    let head = Msg::new().int(1, rows as i64).int(1, 1024).int(2, 1).text(8, "w");
-    let raw_head = [&[9 << 3 | 2][..], &varint(len)].concat();
-    let tensor_len = head.0.len() as u64 + raw_head.len() as u64 + len;
-    let rest = Msg::new()
-        .msg(1, node("MatMul", "matmul", &["x", "w"], &["y"]))
-        .text(2, "g")
-        .msg(11, value("x", &[-1, rows as i64]))
-        .msg(12, value("y", &[-1, 1024]));
-    let tensor_head = [&[5 << 3 | 2][..], &varint(tensor_len)].concat();
-    let graph_len = rest.0.len() as u64 + tensor_head.len() as u64 + tensor_len;
-    let start = Msg::new().int(1, 8).msg(8, Msg::new().int(2, 17)).raw(&[7 << 3 | 2]).raw(&varint(graph_len));
-    let mut file = fs::File::create(path).unwrap();
-    for piece in [&start.0, &rest.0, &tensor_head, &head.0, &raw_head] {
-        file.write_all(piece).unwrap();
-    }
-    let end = file.seek(SeekFrom::Current(len as i64)).unwrap();
-    file.set_len(end).unwrap();
 }

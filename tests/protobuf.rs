@@ -36,7 +36,7 @@ impl Msg {
     pub fn msg(self, field: u32, v: Msg) -> Msg {
         self.bytes(field, &v.0)
     }
-    /// The same fields by number, as serialisers write them; fields with a length and varints only.
+    /// The same fields by number, as serialisers write them; varints, lengths and 4-byte fields.
     pub fn sorted(self) -> Msg {
         let read = |at: &mut usize| {
             let (mut v, mut shift) = (0u64, 0);
@@ -54,9 +54,13 @@ impl Msg {
         while at < self.0.len() {
             let start = at;
             let tag = read(&mut at);
-            let v = read(&mut at);
-            if tag & 7 == 2 {
-                at += v as usize;
+            match tag & 7 {
+                0 => drop(read(&mut at)),
+                2 => {
+                    let length = read(&mut at) as usize;
+                    at += length;
+                }
+                _ => at += 4,
             }
             fields.push((tag >> 3, &self.0[start..at]));
         }
@@ -105,4 +109,49 @@ pub fn value(name: &str, dims: &[i64]) -> Msg {
     );
     let ty = Msg::new().msg(1, Msg::new().int(1, 1).msg(2, shape));
     Msg::new().text(1, name).msg(2, ty)
+}
+
+/// A chain of MatMul, Add and Relu.
+pub fn chain(nodes: usize) -> Vec<u8> {
+    let mut graph = Msg::new();
+    let mut last = "x".to_string();
+    for i in 0..nodes {
+        let out = format!("layer.{}/value_{i}", i / 3);
+        let name = format!("/model/layer.{}/node_{i}", i / 3);
+        let n = match i % 3 {
+            0 => node("MatMul", &name, &[&last, &format!("w{}", i % 30)], &[&out]),
+            1 => node("Add", &name, &[&last, &format!("b{}", i % 30)], &[&out]),
+            _ => node("Relu", &name, &[&last], &[&out]),
+        };
+        graph = graph.msg(1, n);
+        last = out;
+    }
+    for i in (0..30).filter(|i| i % 3 == 0) {
+        graph = graph.msg(5, tensor_f32(&format!("w{i}"), &[64, 64], &[0.5; 64 * 64]));
+        graph = graph.msg(5, tensor_f32(&format!("b{}", i + 1), &[64], &[0.1; 64]));
+    }
+    model(graph.text(2, "chain").msg(11, value("x", &[-1, 64])).msg(12, value(&last, &[-1, 64])), 17).0
+}
+
+/// One MatMul whose weight is a hole of this many megabytes in a sparse file.
+pub fn sparse_model(path: &std::path::Path, megabytes: u64) {
+    use std::io::{Seek, SeekFrom, Write};
+    let (rows, len) = (megabytes * 256, megabytes << 20);
+    let head = Msg::new().int(1, rows as i64).int(1, 1024).int(2, 1).text(8, "w");
+    let raw_head = [&[9 << 3 | 2][..], &varint(len)].concat();
+    let tensor_len = head.0.len() as u64 + raw_head.len() as u64 + len;
+    let rest = Msg::new()
+        .msg(1, node("MatMul", "matmul", &["x", "w"], &["y"]))
+        .text(2, "g")
+        .msg(11, value("x", &[-1, rows as i64]))
+        .msg(12, value("y", &[-1, 1024]));
+    let tensor_head = [&[5 << 3 | 2][..], &varint(tensor_len)].concat();
+    let graph_len = rest.0.len() as u64 + tensor_head.len() as u64 + tensor_len;
+    let start = Msg::new().int(1, 8).msg(8, Msg::new().int(2, 17)).raw(&[7 << 3 | 2]).raw(&varint(graph_len));
+    let mut file = std::fs::File::create(path).unwrap();
+    for piece in [&start.0, &rest.0, &tensor_head, &head.0, &raw_head] {
+        file.write_all(piece).unwrap();
+    }
+    let end = file.seek(SeekFrom::Current(len as i64)).unwrap();
+    file.set_len(end).unwrap();
 }

@@ -134,11 +134,8 @@ struct Walker<'a> {
 
 impl Walker<'_> {
     fn run(mut self) -> Result<Walk> {
-        loop {
-            let (message, end) = match self.stack.last() {
-                Some(frame) => (frame.message, frame.end),
-                None => break,
-            };
+        while let Some(frame) = self.stack.last() {
+            let (message, end) = (frame.message, frame.end);
             if self.input.at >= end {
                 self.leave();
                 continue;
