@@ -173,7 +173,11 @@ fn rich() -> Vec<u8> {
         .text(1, "Fn")
         .text(4, "in")
         .text(5, "out")
-        .msg(7, node("Constant", "", &[], &["out"]).msg(5, attr("value", 4).msg(5, tensor("", 1, &[5000], &wide)).sorted()))
+        .msg(
+            7,
+            node("Constant", "", &[], &["out"])
+                .msg(5, attr("value", 4).msg(5, tensor("", 1, &[5000], &wide)).sorted()),
+        )
         .msg(9, Msg::new().text(1, "").int(2, 17))
         .text(10, "my.domain");
     Msg::new()
