@@ -1,0 +1,236 @@
+//! State of the Model tab: the analysed model, what is open in its tree, what is selected.
+
+use super::app::Failure;
+use super::list::{List, Scroll};
+use super::tree::{Order, Row, Tree};
+use crate::analysis::{Layer, Summary};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Groups are open at first while the tree has no more layers than this.
+const OPEN_AT_FIRST: usize = 60;
+
+/// An analysed model, made ready off the UI thread.
+#[derive(Debug)]
+pub struct Opened {
+    /// Facts.
+    pub summary: Arc<Summary>,
+    /// Layers by path.
+    pub tree: Tree,
+    /// Operators with their sums, most expensive first.
+    pub operators: Vec<Operator>,
+}
+
+/// An operator's share of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operator {
+    /// Name.
+    pub name: String,
+    /// Nodes.
+    pub nodes: usize,
+    /// Scalar weights.
+    pub parameters: u64,
+    /// Multiply-accumulates of those that could be counted.
+    pub macs: u64,
+    /// Bytes of weights.
+    pub weight_bytes: u64,
+    /// This version knows it.
+    pub known: bool,
+}
+
+impl Opened {
+    /// Groups the layers and sums the operators of a summary.
+    pub fn new(summary: Summary) -> Opened {
+        let mut sums: BTreeMap<&str, Operator> = BTreeMap::new();
+        for layer in &summary.layers {
+            let entry = sums.entry(&layer.op).or_insert_with(|| Operator {
+                name: layer.op.clone(),
+                nodes: 0,
+                parameters: 0,
+                macs: 0,
+                weight_bytes: 0,
+                known: !summary.unknown_ops.iter().any(|(op, _)| *op == layer.op),
+            });
+            entry.nodes += 1;
+            entry.parameters = entry.parameters.saturating_add(layer.parameters);
+            entry.macs = entry.macs.saturating_add(layer.macs.unwrap_or(0));
+            entry.weight_bytes = entry.weight_bytes.saturating_add(layer.weight_bytes);
+        }
+        let mut operators: Vec<Operator> = sums.into_values().collect();
+        operators.sort_by(|a, b| {
+            (a.known, b.macs, b.parameters, &a.name).cmp(&(b.known, a.macs, a.parameters, &b.name))
+        });
+        let tree = Tree::new(&summary);
+        Opened { summary: Arc::new(summary), tree, operators }
+    }
+}
+
+/// What the first pane lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum View {
+    /// Layers by path.
+    #[default]
+    Layers,
+    /// Coupling groups.
+    Groups,
+    /// Operators.
+    Operators,
+}
+
+/// The tab.
+#[derive(Debug, Default)]
+pub struct ModelTab {
+    /// The file in front.
+    pub path: Option<PathBuf>,
+    /// The file being analysed.
+    pub loading: Option<PathBuf>,
+    /// Newest request.
+    pub generation: u64,
+    /// The file in front.
+    pub opened: Option<Arc<Opened>>,
+    /// Why the last file could not be opened.
+    pub failure: Option<Failure>,
+    /// Open groups, by node of the tree.
+    pub open: Vec<bool>,
+    /// What is listed.
+    pub view: View,
+    /// Order of the rows.
+    pub order: Order,
+    /// Reversed.
+    pub reverse: bool,
+    /// Text that names or operators must contain.
+    pub filter: String,
+    /// Visible rows of the layers.
+    pub rows: Vec<Row>,
+    /// Selection among them.
+    pub layers: List,
+    /// Selection among the groups.
+    pub groups: List,
+    /// Selection among the operators.
+    pub operators: List,
+    /// Position in the details.
+    pub details: Scroll,
+    /// Position in the facts.
+    pub facts: Scroll,
+}
+
+impl ModelTab {
+    /// A model was analysed.
+    pub fn set(&mut self, path: PathBuf, opened: Arc<Opened>) {
+        let same = self.path.as_ref() == Some(&path);
+        let few = opened.summary.layers.len() <= OPEN_AT_FIRST;
+        self.open = vec![few; opened.tree.nodes.len()];
+        self.opened = Some(opened);
+        self.path = Some(path);
+        self.loading = None;
+        self.failure = None;
+        if !same {
+            self.filter.clear();
+            self.layers = List::default();
+            self.groups = List::default();
+            self.operators = List::default();
+        }
+        self.refresh();
+    }
+
+    /// Recomputes the visible rows; the selected node stays selected where it is still visible.
+    pub fn refresh(&mut self) {
+        let Some(opened) = &self.opened else {
+            self.rows.clear();
+            return;
+        };
+        let kept = self.rows.get(self.layers.selected).map(|r| r.node);
+        self.rows = opened.tree.rows(
+            &opened.summary.layers,
+            &self.open,
+            self.order,
+            self.reverse,
+            &self.filter,
+        );
+        if let Some(at) = kept.and_then(|node| self.rows.iter().position(|r| r.node == node)) {
+            self.layers.selected = at;
+        }
+        self.layers.clamp(self.rows.len());
+        self.details = Scroll::default();
+    }
+
+    /// Rows of the list in front.
+    pub fn len(&self) -> usize {
+        let Some(opened) = &self.opened else { return 0 };
+        match self.view {
+            View::Layers => self.rows.len(),
+            View::Groups => opened.summary.groups.len(),
+            View::Operators => opened.operators.len(),
+        }
+    }
+
+    /// Selection of the list in front.
+    pub fn list(&mut self) -> &mut List {
+        match self.view {
+            View::Layers => &mut self.layers,
+            View::Groups => &mut self.groups,
+            View::Operators => &mut self.operators,
+        }
+    }
+
+    /// The selected node of the tree.
+    pub fn selected_node(&self) -> Option<usize> {
+        (self.view == View::Layers).then(|| self.rows.get(self.layers.selected).map(|r| r.node))?
+    }
+
+    /// The selected layer, if a layer is selected.
+    pub fn selected_layer(&self) -> Option<&Layer> {
+        let opened = self.opened.as_ref()?;
+        let layer = opened.tree.nodes.get(self.selected_node()?)?.layer?;
+        opened.summary.layers.get(layer)
+    }
+
+    /// Opens or closes the selected group; `None` toggles. Whether it changed anything.
+    pub fn expand(&mut self, wanted: Option<bool>) -> bool {
+        let Some(node) = self.selected_node() else { return false };
+        let group = self.opened.as_ref().is_some_and(|o| o.tree.is_group(node));
+        let Some(open) = self.open.get_mut(node).filter(|_| group) else { return false };
+        let to = wanted.unwrap_or(!*open);
+        let changed = *open != to;
+        *open = to;
+        if changed {
+            self.refresh();
+        }
+        changed
+    }
+
+    /// Selects the group that the selected row belongs to.
+    pub fn to_parent(&mut self) {
+        let parent = self
+            .selected_node()
+            .and_then(|n| self.opened.as_ref()?.tree.nodes.get(n).map(|n| n.parent));
+        if let Some(at) = parent.and_then(|p| self.rows.iter().position(|r| r.node == p)) {
+            self.layers.selected = at;
+        }
+    }
+
+    /// Opens all groups, or closes all when all are open.
+    pub fn expand_all(&mut self) {
+        let Some(opened) = &self.opened else { return };
+        let all = (1..opened.tree.nodes.len()).all(|n| !opened.tree.is_group(n) || self.open[n]);
+        self.open.iter_mut().for_each(|open| *open = !all);
+        self.refresh();
+    }
+
+    /// Goes to the next (`1`) or previous (`-1`) layer that matches the filter itself.
+    pub fn step_match(&mut self, direction: isize) {
+        let Some(opened) = &self.opened else { return };
+        let len = self.rows.len() as isize;
+        let mut at = self.layers.selected as isize;
+        for _ in 0..len {
+            at = (at + direction).rem_euclid(len);
+            let node = self.rows[at as usize].node;
+            if !opened.tree.is_group(node) {
+                self.layers.selected = at as usize;
+                self.details = Scroll::default();
+                return;
+            }
+        }
+    }
+}
