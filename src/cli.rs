@@ -93,8 +93,26 @@ enum Command {
     Gen(generate::Args),
 }
 
+/// What the workbench is opened with. The faces do not know each other, so `main` hands it over.
+#[derive(Debug)]
+pub struct Workbench {
+    /// Where jobs and models are.
+    pub paths: crate::config::Paths,
+    /// User settings.
+    pub settings: crate::config::Settings,
+    /// A model to open.
+    pub model: Option<PathBuf>,
+    /// Colours always or never; none decides by the terminal.
+    pub color: Option<bool>,
+    /// Open on the list of runs.
+    pub runs: bool,
+}
+
+/// Opens the workbench; returns the lines that it leaves behind.
+pub type OpenWorkbench = fn(Workbench) -> crate::error::Result<Vec<String>>;
+
 /// Runs the command line of this process and returns its exit code.
-pub fn main() -> ExitCode {
+pub fn main(workbench: OpenWorkbench) -> ExitCode {
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
     let json = failure::wants_json(&arguments);
     let matches = match Cli::command().try_get_matches_from(&arguments) {
@@ -106,18 +124,24 @@ pub fn main() -> ExitCode {
         Err(e) => return failure::of_arguments(&e, json),
     };
     let color = context::color_on_stderr(cli.global.color);
-    match execute(cli) {
+    match execute(cli, workbench) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => failure::report(&e, json, color),
     }
 }
 
-fn execute(cli: Cli) -> anyhow::Result<()> {
+fn execute(cli: Cli, workbench: OpenWorkbench) -> anyhow::Result<()> {
     let context = Context::new(&cli.global)?;
     match cli.command {
         None => {
-            Cli::command().print_help()?;
-            Ok(())
+            let color = match cli.global.color {
+                When::Auto => None,
+                When::Always => Some(true),
+                When::Never => Some(false),
+            };
+            let (paths, settings) = (context.paths.clone(), context.settings.clone());
+            let lines = workbench(Workbench { paths, settings, model: None, color, runs: false })?;
+            lines.iter().try_for_each(|line| context.write(&format!("{line}\n")))
         }
         Some(Command::Inspect(args)) => inspect::inspect(&context, args),
         Some(Command::Diff(args)) => inspect::diff(&context, args),

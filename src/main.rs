@@ -1,6 +1,8 @@
 //! The `tinsmith` binary: hands over to the command line, or to a worker where it was started as one.
+//! Here alone the command line and the workbench meet.
 
 use std::process::ExitCode;
+use tinsmith::{cli, tui};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -8,6 +10,21 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     match tinsmith::jobs::worker::invoked(std::env::args_os()) {
         Some(code) => ExitCode::from(code),
-        None => tinsmith::cli::main(),
+        None => cli::main(workbench),
     }
+}
+
+fn workbench(request: cli::Workbench) -> tinsmith::error::Result<Vec<String>> {
+    let options = tui::Options {
+        paths: request.paths,
+        settings: request.settings,
+        model: request.model,
+        color: match request.color {
+            None => tui::ColorChoice::Auto,
+            Some(true) => tui::ColorChoice::Always,
+            Some(false) => tui::ColorChoice::Never,
+        },
+        tab: request.runs.then_some(tui::Tab::Runs),
+    };
+    Ok(tui::run(options)?.lines)
 }

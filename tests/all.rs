@@ -12,3 +12,6 @@ mod onnx;
 mod hostile;
 #[path = "protobuf.rs"]
 mod protobuf;
+
+#[path = "tui.rs"]
+mod tui;

@@ -161,14 +161,14 @@ impl Overlay {
         }
     }
 
-    /// Pasted text goes into the field in front, on one line, and runs nothing.
-    pub fn paste(&mut self, text: &str) -> Outcome {
-        let Some(input) = self.field() else { return Outcome::Stay };
+    /// Pasted text goes into the field in front, on one line, and runs nothing; `None` without a field.
+    pub fn paste(&mut self, text: &str) -> Option<Outcome> {
+        let input = self.field()?;
         let room = FIELD_CHARS.saturating_sub(input.value().chars().count());
         for c in text.chars().filter(|c| !crate::text::is_unsafe(*c)).take(room) {
             input.handle(InputRequest::InsertChar(c));
         }
-        self.changed()
+        Some(self.changed())
     }
 
     fn changed(&mut self) -> Outcome {

@@ -256,7 +256,7 @@ pub fn time_left(state: &JobState) -> Option<Span> {
     Some(Span(elapsed * (total - state.phase.done) as f64 / state.phase.done as f64))
 }
 
-/// `41% · 1h 12m left`, `stalled 00:42`, `dead – resume with R`, or the reason of a stop.
+/// `41% · 1h 12m left`, `stalled 00:42`, `resume with R · killed`, or the reason of a stop.
 pub fn progress(job: &Job) -> String {
     let state = &job.state;
     if let (Status::Running, Liveness::Stalled(s)) = (job.status(), job.liveness) {
@@ -264,8 +264,8 @@ pub fn progress(job: &Job) -> String {
     }
     match job.status() {
         Status::Dead => match &state.reason {
-            Some(cause) => format!("{cause} – resume with R"),
-            None => "dead – resume with R".into(),
+            Some(cause) => format!("resume with R · {cause}"),
+            None => "resume with R".into(),
         },
         Status::Running => match (percent(state), time_left(state)) {
             (Some(p), Some(left)) => format!("{p} · {left} left"),

@@ -270,7 +270,7 @@ pub fn natural(a: &str, b: &str) -> Ordering {
             return a.peek().is_some().cmp(&b.peek().is_some());
         };
         if x.is_ascii_digit() && y.is_ascii_digit() {
-            let mut number = |chars: &mut std::iter::Peekable<std::str::Chars<'_>>| {
+            let number = |chars: &mut std::iter::Peekable<std::str::Chars<'_>>| {
                 let mut digits = String::new();
                 while let Some(d) = chars.next_if(char::is_ascii_digit) {
                     if !(digits.is_empty() && d == '0') {

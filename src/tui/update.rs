@@ -25,12 +25,9 @@ pub fn update(app: &mut App, msg: Msg) -> Vec<Effect> {
     match msg {
         Msg::Key(key) if key.kind == KeyEventKind::Release => {}
         Msg::Key(key) => on_key(app, &key, &mut out),
-        Msg::Paste(text) => match app.overlay.as_mut() {
-            Some(overlay) if overlay.field().is_some() => {
-                let outcome = overlay.paste(&text);
-                decide(app, outcome, &mut out);
-            }
-            _ => app.say(Level::Info, "paste ignored: nothing here takes text"),
+        Msg::Paste(text) => match app.overlay.as_mut().and_then(|o| o.paste(&text)) {
+            Some(outcome) => decide(app, outcome, &mut out),
+            None => app.say(Level::Info, "paste ignored: nothing here takes text"),
         },
         Msg::Mouse(event) => on_mouse(app, event, &mut out),
         Msg::Resize(w, h) => app.size = (w, h),

@@ -25,10 +25,6 @@ impl Doc {
         self.lines.push(vec![span(title, Role::Title)]);
     }
 
-    /// A line as it is.
-    pub fn line(&mut self, spans: Vec<Span>) {
-        self.lines.push(spans);
-    }
 
     /// A label and its value, which wraps under itself.
     pub fn pair(&mut self, label: &str, value: &str, role: Role) {

@@ -102,7 +102,8 @@ fn job_row(app: &App, pen: &mut Pen<'_>, y: usize, job: &Job) {
         x += 20;
     }
     if !word.is_empty() {
-        x += pen.spans(x, y, 10, &[span(word, role(job))]) + 1;
+        x += pen.spans(x, y, 10, &[span(word, role(job))]);
+        x += pen.text(x, y, " – ", Role::Dim);
     }
     if job.is_running() {
         if let Some(part) = job.state.fraction()

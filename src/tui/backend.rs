@@ -1,0 +1,47 @@
+//! What the workbench needs from the rooms above, behind a trait, so that the state can be tested on
+//! fixtures and all I/O happens on worker threads.
+
+use super::app::{Control, Job};
+use crate::analysis::Summary;
+use crate::compare::Comparison;
+use crate::error::Result;
+use crate::evaluate::measurement::Measurement;
+use crate::plan::{Goal, Proposal, Recipe};
+use std::path::{Path, PathBuf};
+
+/// The rooms above, as the workbench uses them. Every call may block; none is made on the UI thread but
+/// [`Backend::clock`].
+pub trait Backend: Send + Sync + 'static {
+    /// Facts about a model file.
+    fn analyse(&self, path: &Path) -> Result<Summary>;
+    /// Names of device profiles, this machine first.
+    fn devices(&self) -> Vec<String>;
+    /// Ranked recipes. `data` is a data spec, empty for none.
+    fn recommend(&self, summary: &Summary, path: &Path, goal: &Goal, data: &str) -> Result<Vec<Proposal>>;
+    /// Variants against the one at `baseline`.
+    fn compare(&self, measurements: &[Measurement], baseline: usize, goal: &Goal) -> Result<Comparison>;
+    /// Queues a job and starts it when its turn comes; returns its id.
+    fn submit(&self, recipe: &Recipe) -> Result<String>;
+    /// Asks something of a job.
+    fn control(&self, id: &str, control: Control) -> Result<()>;
+    /// A look at all jobs that goes on.
+    fn watch(&self) -> Box<dyn Watch>;
+    /// Model files for the open dialog: recent and nearby ones where nothing is typed, else completions.
+    fn find_models(&self, typed: &str) -> Vec<String>;
+    /// A model was opened.
+    fn remember(&self, path: &Path);
+    /// Writes a file into the current directory under a name that is free; returns its path.
+    fn export(&self, name: &str, text: &str) -> Result<PathBuf>;
+    /// Whether jobs cannot be written.
+    fn read_only(&self) -> bool;
+    /// Name of this machine.
+    fn machine(&self) -> String;
+    /// Wall clock, ms since 1970.
+    fn clock(&self) -> u64;
+}
+
+/// A look at all jobs that goes on.
+pub trait Watch: Send {
+    /// All jobs, if anything changed since the last look.
+    fn poll(&mut self) -> Option<Vec<Job>>;
+}

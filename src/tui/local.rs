@@ -1,0 +1,380 @@
+//! The backend on this machine: files, jobs and the rooms above.
+
+use super::app::{Control, Job, Liveness, Usage};
+use super::backend::{Backend, Watch};
+use crate::analysis::Summary;
+use crate::compare::Comparison;
+use crate::config::{Paths, Settings};
+use crate::error::{Error, Result};
+use crate::evaluate::measurement::Measurement;
+use crate::jobs::{self, JobHandle, JobState, Request, Status, Tail};
+use crate::plan::{Goal, Proposal, Recipe};
+use crate::save;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Jobs that are followed, newest first.
+const JOBS: usize = 500;
+/// Jobs that have ended and are looked at again in one look.
+const ENDED_PER_LOOK: usize = 40;
+/// Recent models that are kept.
+const RECENT: usize = 20;
+/// Paths that the open dialog gets at most.
+const PATHS: usize = 200;
+/// Loss of quality that counts as none where the goal does not say.
+const MARGIN: f64 = 0.01;
+
+/// This machine.
+pub(super) struct Local {
+    paths: Paths,
+    settings: Settings,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Recent {
+    schema_version: u32,
+    models: Vec<PathBuf>,
+}
+
+impl Local {
+    pub(super) fn new(paths: Paths, settings: Settings) -> Local {
+        Local { paths, settings }
+    }
+
+    fn recent_file(&self) -> PathBuf {
+        self.paths.home().join("recent.json")
+    }
+
+    fn recent(&self) -> Vec<PathBuf> {
+        let text = std::fs::read(self.recent_file()).unwrap_or_default();
+        serde_json::from_slice::<Recent>(&text)
+            .ok()
+            .filter(|r| r.schema_version == 1)
+            .map(|r| r.models)
+            .unwrap_or_default()
+    }
+}
+
+impl Backend for Local {
+    fn analyse(&self, path: &Path) -> Result<Summary> {
+        Err(Error::unsupported("ANALYSIS", "models cannot be analysed yet").file(path))
+    }
+
+    fn devices(&self) -> Vec<String> {
+        vec!["host".into()]
+    }
+
+    fn recommend(&self, _: &Summary, path: &Path, _: &Goal, _: &str) -> Result<Vec<Proposal>> {
+        Err(Error::unsupported("PLAN", "recipes cannot be ranked yet").file(path))
+    }
+
+    fn compare(&self, measurements: &[Measurement], baseline: usize, goal: &Goal) -> Result<Comparison> {
+        let name = measurements.get(baseline).map(|m| m.variant.as_str());
+        let margin = goal.max_quality_drop.unwrap_or(MARGIN);
+        crate::compare::compare(measurements, name, goal, margin)
+    }
+
+    fn submit(&self, recipe: &Recipe) -> Result<String> {
+        let id = jobs::submit(&self.paths, &Request::Run { recipe: recipe.clone() })?;
+        jobs::dispatch(&self.paths, &self.settings)?;
+        Ok(id.to_string())
+    }
+
+    fn control(&self, id: &str, control: Control) -> Result<()> {
+        let job = jobs::open(&self.paths, id)?;
+        match control {
+            Control::Cancel => jobs::cancel(&job),
+            Control::Pause => jobs::pause(&job),
+            Control::Resume => {
+                jobs::resume(&job)?;
+                jobs::dispatch(&self.paths, &self.settings).map(|_| ())
+            }
+            Control::Delete => jobs::delete(&self.paths, &job),
+        }
+    }
+
+    fn watch(&self) -> Box<dyn Watch> {
+        Box::new(Follow::new(self.paths.clone(), self.settings.clone()))
+    }
+
+    fn find_models(&self, typed: &str) -> Vec<String> {
+        let mut out: Vec<String> = Vec::new();
+        let mut add = |path: String| {
+            if out.len() < PATHS && !out.contains(&path) {
+                out.push(path);
+            }
+        };
+        let recent = self.recent();
+        let show = |p: &Path| p.to_string_lossy().into_owned();
+        if typed.is_empty() {
+            for path in recent.iter().filter(|p| p.exists()) {
+                add(show(path));
+            }
+            let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
+            for (root, depth) in [(here, 1), (self.paths.models(), 3)] {
+                for path in models_under(&root, depth) {
+                    add(show(&path));
+                }
+            }
+            return out;
+        }
+        let expanded = match (typed.strip_prefix("~/"), std::env::var_os("HOME")) {
+            (Some(rest), Some(home)) => show(&Path::new(&home).join(rest)),
+            _ => typed.to_string(),
+        };
+        let (dir, start) = match expanded.rfind('/') {
+            Some(at) => (&expanded[..=at], &expanded[at + 1..]),
+            None => ("", expanded.as_str()),
+        };
+        let start = start.to_lowercase();
+        let entries = std::fs::read_dir(if dir.is_empty() { "." } else { dir });
+        let mut names: Vec<String> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .take(20_000)
+            .filter_map(|e| {
+                let name = e.file_name().to_string_lossy().into_owned();
+                let hidden = name.starts_with('.') && !start.starts_with('.');
+                if hidden || !name.to_lowercase().starts_with(&start) {
+                    return None;
+                }
+                if e.path().is_dir() {
+                    Some(format!("{dir}{name}/"))
+                } else {
+                    is_model(&name).then(|| format!("{dir}{name}"))
+                }
+            })
+            .collect();
+        names.sort_by(|a, b| (a.ends_with('/'), a).cmp(&(b.ends_with('/'), b)));
+        names.into_iter().for_each(&mut add);
+        let needle = typed.to_lowercase();
+        for path in recent.iter().map(|p| show(p)).filter(|p| p.to_lowercase().contains(&needle)) {
+            add(path);
+        }
+        out
+    }
+
+    fn remember(&self, path: &Path) {
+        let Ok(path) = std::path::absolute(path) else { return };
+        let mut models = self.recent();
+        models.retain(|p| *p != path);
+        models.insert(0, path);
+        models.truncate(RECENT);
+        // A list of recent files is not worth a complaint.
+        if std::fs::create_dir_all(self.paths.home()).is_ok() {
+            let _ = save::json(&self.recent_file(), &Recent { schema_version: 1, models });
+        }
+    }
+
+    fn export(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let (stem, extension) = name.split_once('.').unwrap_or((name, "txt"));
+        for n in 1..1000 {
+            let candidate =
+                if n == 1 { name.to_string() } else { format!("{stem}-{n}.{extension}") };
+            let path = PathBuf::from(&candidate);
+            match std::fs::read(&path) {
+                Ok(old) if old == text.as_bytes() => return Ok(path),
+                Ok(_) => continue,
+                Err(_) => {
+                    save::bytes(&path, text.as_bytes())?;
+                    return Ok(path);
+                }
+            }
+        }
+        Err(Error::storage("EXPORT", "no name is free").file(name).hint("remove earlier exports"))
+    }
+
+    fn read_only(&self) -> bool {
+        let mut dir = self.paths.home();
+        while !dir.exists() {
+            match dir.parent() {
+                Some(parent) => dir = parent,
+                None => return true,
+            }
+        }
+        rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_err()
+    }
+
+    fn machine(&self) -> String {
+        jobs::clock::host()
+    }
+
+    fn clock(&self) -> u64 {
+        jobs::clock::wall_ms()
+    }
+}
+
+fn is_model(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    [".onnx", ".gguf", ".safetensors"].iter().any(|e| lower.ends_with(e))
+}
+
+/// Model files below a directory, by name; bounded in depth and number.
+fn models_under(root: &Path, depth: usize) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    let mut stack = vec![(root.to_path_buf(), depth)];
+    let mut seen = 0;
+    while let Some((dir, depth)) = stack.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            seen += 1;
+            if seen > 5000 || out.len() >= PATHS {
+                break;
+            }
+            let name = entry.file_name().to_string_lossy().into_owned();
+            match entry.file_type() {
+                Ok(t) if t.is_dir() && depth > 1 && !name.starts_with('.') => {
+                    stack.push((entry.path(), depth - 1));
+                }
+                Ok(t) if !t.is_dir() && is_model(&name) => out.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    out.sort();
+    out
+}
+
+struct Followed {
+    handle: JobHandle,
+    state: Arc<JobState>,
+    tail: Tail,
+    liveness: Liveness,
+    pid: Option<u32>,
+}
+
+/// Follows all jobs.
+struct Follow {
+    paths: Paths,
+    settings: Settings,
+    jobs: HashMap<String, Followed>,
+    next_ended: usize,
+    dispatched: Option<Instant>,
+    system: Option<sysinfo::System>,
+    last: Option<Vec<Job>>,
+}
+
+impl Follow {
+    fn new(paths: Paths, settings: Settings) -> Follow {
+        Follow {
+            paths,
+            settings,
+            jobs: HashMap::new(),
+            next_ended: 0,
+            dispatched: None,
+            system: sysinfo::System::new().ok(),
+            last: None,
+        }
+    }
+
+    fn usage(&mut self, pids: &[u32]) {
+        let pids: Vec<sysinfo::Pid> = pids.iter().map(|p| sysinfo::Pid::from_u32(*p)).collect();
+        let Some(system) = self.system.as_mut().filter(|_| !pids.is_empty()) else { return };
+        let what = sysinfo::ProcessRefreshKind::nothing().with_cpu().with_memory();
+        let _ = system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&pids), true, what);
+        let _ = system.refresh_memory();
+    }
+}
+
+impl Watch for Follow {
+    fn poll(&mut self) -> Option<Vec<Job>> {
+        // Every face that looks gives waiting jobs their turn.
+        if self.dispatched.is_none_or(|at| at.elapsed() > Duration::from_secs(2)) {
+            self.dispatched = Some(Instant::now());
+            let _ = jobs::dispatch(&self.paths, &self.settings);
+        }
+        let mut handles = jobs::list(&self.paths);
+        handles.drain(..handles.len().saturating_sub(JOBS));
+        self.jobs.retain(|id, _| handles.iter().any(|h| h.id.as_str() == id));
+        let ended: Vec<String> = handles
+            .iter()
+            .filter(|h| self.jobs.get(h.id.as_str()).is_some_and(|f| f.state.status.is_final()))
+            .map(|h| h.id.to_string())
+            .collect();
+        let turn: Vec<String> = ended
+            .iter()
+            .cycle()
+            .skip(self.next_ended % ended.len().max(1))
+            .take(ENDED_PER_LOOK.min(ended.len()))
+            .cloned()
+            .collect();
+        self.next_ended = self.next_ended.wrapping_add(ENDED_PER_LOOK);
+        for handle in &handles {
+            let id = handle.id.as_str();
+            let Some(job) = self.jobs.get_mut(id) else {
+                let (state, tail) = handle.follow();
+                let mut job = Followed {
+                    handle: handle.clone(),
+                    state: Arc::new(state),
+                    tail,
+                    liveness: Liveness::Fine,
+                    pid: None,
+                };
+                judge(&mut job);
+                self.jobs.insert(id.to_string(), job);
+                continue;
+            };
+            if job.state.status.is_final() && !turn.iter().any(|t| t == id) {
+                continue;
+            }
+            read(job);
+            judge(job);
+        }
+        let pids: Vec<u32> = self.jobs.values().filter_map(|j| j.pid).collect();
+        self.usage(&pids);
+        let memory = self.system.as_ref().map_or(0, sysinfo::System::total_memory);
+        let all: Vec<Job> = handles
+            .iter()
+            .filter_map(|h| self.jobs.get(h.id.as_str()))
+            .map(|f| Job {
+                id: f.handle.id.to_string(),
+                dir: f.handle.dir.clone(),
+                state: f.state.clone(),
+                liveness: f.liveness,
+                usage: f.pid.and_then(|p| self.system.as_ref()?.process(sysinfo::Pid::from_u32(p))).map(|p| Usage {
+                    rss: p.memory(),
+                    memory,
+                    cpu: f64::from(p.cpu_usage()).round(),
+                }),
+            })
+            .collect();
+        if self.last.as_ref() == Some(&all) {
+            return None;
+        }
+        self.last = Some(all.clone());
+        Some(all)
+    }
+}
+
+fn read(job: &mut Followed) {
+    let mut records = job.tail.poll();
+    while !records.is_empty() {
+        let state = Arc::make_mut(&mut job.state);
+        for record in &records {
+            state.apply(record);
+        }
+        if job.tail.is_caught_up() {
+            break;
+        }
+        records = job.tail.poll();
+    }
+}
+
+fn judge(job: &mut Followed) {
+    job.pid = None;
+    job.liveness = Liveness::Fine;
+    if job.state.status.is_final() || job.state.status == Status::Queued {
+        return;
+    }
+    let seen = job.handle.status();
+    job.pid = seen.pid;
+    job.liveness = match seen.stalled_ms {
+        Some(ms) => Liveness::Stalled(ms / 1000),
+        None if seen.status == Status::Dead => Liveness::Gone,
+        None => Liveness::Fine,
+    };
+    read(job);
+}
