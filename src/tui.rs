@@ -76,8 +76,7 @@ pub fn run_on(backend: Arc<dyn backend::Backend>, options: Options) -> Result<Ex
             .found(theme)
             .limit("auto, dark, light, mono"));
     }
-    let keymap =
-        action::KeyMap::new(&options.settings.keys).map_err(|e| e.file(options.paths.settings()))?;
+    let keymap = action::KeyMap::new(&options.settings.keys).map_err(|e| e.file(options.paths.settings()))?;
     let look = theme::Look::detect(theme, options.color, |name| std::env::var(name).ok());
     let mut app = app::App::new(look, keymap);
     app.machine = backend.machine();

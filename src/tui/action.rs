@@ -268,8 +268,7 @@ mod tests {
 
     #[test]
     fn overrides_replace_keys_and_bad_ones_name_the_field() {
-        let map =
-            |a: &str, k: &str| KeyMap::new(&BTreeMap::from([(a.to_string(), k.to_string())]));
+        let map = |a: &str, k: &str| KeyMap::new(&BTreeMap::from([(a.to_string(), k.to_string())]));
         let changed = map("cancel", "X Ctrl-k").unwrap();
         assert_eq!(changed.action(Key::parse("X").unwrap(), Tab::Runs), Some(Action::Cancel));
         assert_eq!(changed.action(Key::parse("x").unwrap(), Tab::Runs), None);

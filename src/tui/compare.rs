@@ -148,9 +148,10 @@ impl CompareTab {
                 Order::Latency => m.latency_ms.as_ref().map_or(f64::INFINITY, |l| l.p50),
                 Order::Size => m.file_bytes as f64,
                 Order::Memory => m.peak_rss_bytes.map_or(f64::INFINITY, |b| b as f64),
-                Order::Quality => m.quality.as_ref().map_or(f64::INFINITY, |q| {
-                    if q.higher_is_better { -q.value } else { q.value }
-                }),
+                Order::Quality => m
+                    .quality
+                    .as_ref()
+                    .map_or(f64::INFINITY, |q| if q.higher_is_better { -q.value } else { q.value }),
             }
         };
         let mut rows: Vec<usize> = (0..table.rows.len()).collect();

@@ -273,15 +273,17 @@ fn work(effect: Effect, goal: &crate::plan::Goal, backend: &dyn Backend) -> Opti
         Effect::Export { name, text, command } => {
             let done = backend.export(&name, &text).map(|path| {
                 let shown = super::plan::quoted(&path.to_string_lossy());
-                format!("wrote {shown} ({}); same: {}", Bytes(text.len() as u64), command.replace("{}", &shown))
+                format!(
+                    "wrote {shown} ({}); same: {}",
+                    Bytes(text.len() as u64),
+                    command.replace("{}", &shown)
+                )
             });
             Data::Done(done.map_err(Failure::from))
         }
-        Effect::Copy(_)
-        | Effect::Mouse(_)
-        | Effect::Redraw
-        | Effect::Suspend
-        | Effect::Quit { .. } => return None,
+        Effect::Copy(_) | Effect::Mouse(_) | Effect::Redraw | Effect::Suspend | Effect::Quit { .. } => {
+            return None;
+        }
     })
 }
 
@@ -396,7 +398,8 @@ fn summarise(app: &App) -> ExitSummary {
     if let Some(table) = &app.compare.comparison {
         for row in &table.rows {
             let m = &row.measurement;
-            let latency = m.latency_ms.as_ref().map_or("n/a".into(), |l| crate::units::Millis(l.p50).to_string());
+            let latency =
+                m.latency_ms.as_ref().map_or("n/a".into(), |l| crate::units::Millis(l.p50).to_string());
             let quality = m.quality.as_ref().map_or("n/a".into(), |q| format!("{:.4}", q.value));
             lines.push(format!(
                 "variant   {:<24} {latency:>10} {:>10} {quality:>8}  {}",

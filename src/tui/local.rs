@@ -173,8 +173,7 @@ impl Backend for Local {
     fn export(&self, name: &str, text: &str) -> Result<PathBuf> {
         let (stem, extension) = name.split_once('.').unwrap_or((name, "txt"));
         for n in 1..1000 {
-            let candidate =
-                if n == 1 { name.to_string() } else { format!("{stem}-{n}.{extension}") };
+            let candidate = if n == 1 { name.to_string() } else { format!("{stem}-{n}.{extension}") };
             let path = PathBuf::from(&candidate);
             match std::fs::read(&path) {
                 Ok(old) if old == text.as_bytes() => return Ok(path),
@@ -334,11 +333,10 @@ impl Watch for Follow {
                 dir: f.handle.dir.clone(),
                 state: f.state.clone(),
                 liveness: f.liveness,
-                usage: f.pid.and_then(|p| self.system.as_ref()?.process(sysinfo::Pid::from_u32(p))).map(|p| Usage {
-                    rss: p.memory(),
-                    memory,
-                    cpu: f64::from(p.cpu_usage()).round(),
-                }),
+                usage: f
+                    .pid
+                    .and_then(|p| self.system.as_ref()?.process(sysinfo::Pid::from_u32(p)))
+                    .map(|p| Usage { rss: p.memory(), memory, cpu: f64::from(p.cpu_usage()).round() }),
             })
             .collect();
         if self.last.as_ref() == Some(&all) {

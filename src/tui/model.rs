@@ -141,13 +141,8 @@ impl ModelTab {
             return;
         };
         let kept = self.rows.get(self.layers.selected).map(|r| r.node);
-        self.rows = opened.tree.rows(
-            &opened.summary.layers,
-            &self.open,
-            self.order,
-            self.reverse,
-            &self.filter,
-        );
+        self.rows =
+            opened.tree.rows(&opened.summary.layers, &self.open, self.order, self.reverse, &self.filter);
         if let Some(at) = kept.and_then(|node| self.rows.iter().position(|r| r.node == node)) {
             self.layers.selected = at;
         }
@@ -202,9 +197,8 @@ impl ModelTab {
 
     /// Selects the group that the selected row belongs to.
     pub fn to_parent(&mut self) {
-        let parent = self
-            .selected_node()
-            .and_then(|n| self.opened.as_ref()?.tree.nodes.get(n).map(|n| n.parent));
+        let parent =
+            self.selected_node().and_then(|n| self.opened.as_ref()?.tree.nodes.get(n).map(|n| n.parent));
         if let Some(at) = parent.and_then(|p| self.rows.iter().position(|r| r.node == p)) {
             self.layers.selected = at;
         }

@@ -202,7 +202,12 @@ impl<'a> Pen<'a> {
                 self.tint(2, 0, used, edge.add_modifier(ratatui::style::Modifier::BOLD));
             }
         }
-        Rect { x: self.area.x + 1, y: self.area.y + 1, width: self.area.width - 2, height: self.area.height - 2 }
+        Rect {
+            x: self.area.x + 1,
+            y: self.area.y + 1,
+            width: self.area.width - 2,
+            height: self.area.height - 2,
+        }
     }
 }
 

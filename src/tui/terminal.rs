@@ -23,8 +23,9 @@ static PANIC_MESSAGE: Mutex<Option<String>> = Mutex::new(None);
 /// Refuses where the workbench cannot run: no terminal on either side, or one that cannot place a cursor.
 pub fn check() -> Result<()> {
     let refuse = |message: &str| {
-        Error::usage("NO-TERMINAL", message)
-            .hint("use a command instead: `tinsmith --help` lists them; `tinsmith demo --headless` runs the loop")
+        Error::usage("NO-TERMINAL", message).hint(
+            "use a command instead: `tinsmith --help` lists them; `tinsmith demo --headless` runs the loop",
+        )
     };
     if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
         return Err(refuse("the workbench needs a terminal on input and output"));

@@ -229,9 +229,7 @@ mod tests {
     use super::*;
 
     fn look(vars: &[(&str, &str)], color: ColorChoice) -> Look {
-        Look::detect("auto", color, |name| {
-            vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string())
-        })
+        Look::detect("auto", color, |name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string()))
     }
 
     #[test]

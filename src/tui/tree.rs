@@ -199,8 +199,8 @@ impl Tree {
         for at in (1..self.nodes.len()).rev() {
             let node = &self.nodes[at];
             if let Some(layer) = node.layer.and_then(|l| layers.get(l)) {
-                wanted[at] = layer.name.to_lowercase().contains(needle)
-                    || layer.op.to_lowercase().contains(needle);
+                wanted[at] =
+                    layer.name.to_lowercase().contains(needle) || layer.op.to_lowercase().contains(needle);
             }
             if wanted[at] {
                 wanted[node.parent] = true;
@@ -304,12 +304,10 @@ mod tests {
         let mut names = vec!["layer.10", "layer.2", "Layer.1", "head"];
         names.sort_by(|a, b| natural(a, b));
         assert_eq!(names, ["head", "Layer.1", "layer.2", "layer.10"]);
-        assert_eq!(segments("/encoder/layer.0/attention/MatMul"), [
-            "encoder",
-            "layer.0",
-            "attention",
-            "MatMul"
-        ]);
+        assert_eq!(
+            segments("/encoder/layer.0/attention/MatMul"),
+            ["encoder", "layer.0", "attention", "MatMul"]
+        );
         assert_eq!(segments("///"), ["///"]);
         assert_eq!(segments("1.0.2"), ["1.0.2"]);
         assert!(segments(&"a/".repeat(5000)).len() <= DEPTH);

@@ -273,8 +273,7 @@ pub fn perform(app: &mut App, action: Action, out: &mut Vec<Effect>) {
         Action::Delete => confirm_control(app, Control::Delete),
         Action::Pause => {
             if let Some(job) = app.runs.selected() {
-                let control =
-                    if job.status() == Status::Paused { Control::Resume } else { Control::Pause };
+                let control = if job.status() == Status::Paused { Control::Resume } else { Control::Pause };
                 out.push(Effect::Control { id: job.id.clone(), control });
             }
         }
@@ -456,7 +455,11 @@ fn quit(app: &mut App, out: &mut Vec<Effect>) {
     let (running, waiting, _) = app.runs.counts();
     if running + waiting > 0 && !app.told_jobs_go_on {
         app.told_jobs_go_on = true;
-        let jobs = if running + waiting == 1 { "1 job goes on".into() } else { format!("{} jobs go on", running + waiting) };
+        let jobs = if running + waiting == 1 {
+            "1 job goes on".into()
+        } else {
+            format!("{} jobs go on", running + waiting)
+        };
         app.overlay = Some(Overlay::Confirm(Box::new(Confirm {
             title: "Quit".into(),
             lines: vec![format!("{jobs} without the workbench."), "Open it again to see them.".into()],
@@ -496,8 +499,7 @@ fn sort(app: &mut App, reverse: bool) {
         Tab::Compare => turn!(app.compare),
         Tab::Log => return,
     };
-    app.toast =
-        Some(super::app::Toast { text: said, level: Level::Info, until_ms: app.now_ms + 2000 });
+    app.toast = Some(super::app::Toast { text: said, level: Level::Info, until_ms: app.now_ms + 2000 });
 }
 
 fn confirm_run(app: &mut App) {
@@ -641,22 +643,20 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         return;
     }
     match data {
-        Data::Analysed { generation, path, result } if generation == app.model.generation => {
-            match result {
-                Ok(opened) => {
-                    app.model.set(path, opened);
-                    app.plan.proposals.clear();
-                    app.plan.refresh();
-                    recommend(app, out);
-                    compare_again(app, false, out);
-                }
-                Err(failure) => {
-                    app.model.loading = None;
-                    app.say(Level::Error, failure.message.clone());
-                    app.model.failure = Some(failure);
-                }
+        Data::Analysed { generation, path, result } if generation == app.model.generation => match result {
+            Ok(opened) => {
+                app.model.set(path, opened);
+                app.plan.proposals.clear();
+                app.plan.refresh();
+                recommend(app, out);
+                compare_again(app, false, out);
             }
-        }
+            Err(failure) => {
+                app.model.loading = None;
+                app.say(Level::Error, failure.message.clone());
+                app.model.failure = Some(failure);
+            }
+        },
         Data::Devices(devices) => app.plan.devices = devices,
         Data::Proposed { generation, result } if generation == app.plan.generation => match result {
             Ok(proposals) => app.plan.set(proposals),
@@ -749,7 +749,10 @@ fn on_mouse(app: &mut App, event: MouseEvent, out: &mut Vec<Effect>) {
                 open(app, out);
             }
         }
-        (MouseEventKind::ScrollDown | MouseEventKind::ScrollUp, Some(Hit::Pane(pane) | Hit::Row(pane, _))) => {
+        (
+            MouseEventKind::ScrollDown | MouseEventKind::ScrollUp,
+            Some(Hit::Pane(pane) | Hit::Row(pane, _)),
+        ) => {
             focus(app, pane);
             move_by(app, Move::Step(if event.kind == MouseEventKind::ScrollDown { 3 } else { -3 }));
         }

@@ -76,7 +76,8 @@ fn header(app: &App, pen: &mut Pen<'_>) {
     }
     let (running, waiting, bad) = app.runs.counts();
     let mut jobs: Vec<Span> = Vec::new();
-    for (n, word, role) in [(running, "running", Role::Info), (waiting, "waiting", Role::Text), (bad, "failed", Role::Bad)]
+    for (n, word, role) in
+        [(running, "running", Role::Info), (waiting, "waiting", Role::Text), (bad, "failed", Role::Bad)]
     {
         if n > 0 {
             if !jobs.is_empty() {
@@ -161,10 +162,8 @@ fn footer(app: &App, pen: &mut Pen<'_>) {
     let limit = pen.width().saturating_sub(width_of(&help) + 1);
     let mut x = 1;
     if app.overlay.is_none() {
-        let mut actions: Vec<_> = TABLE
-            .iter()
-            .filter(|s| s.rank > 0 && s.context.covers(app.tab) && (s.enabled)(app))
-            .collect();
+        let mut actions: Vec<_> =
+            TABLE.iter().filter(|s| s.rank > 0 && s.context.covers(app.tab) && (s.enabled)(app)).collect();
         actions.sort_by_key(|s| s.rank);
         for spec in actions {
             let hint = [

@@ -79,7 +79,14 @@ pub fn screen(app: &App, width: u16, height: u16) -> String {
     out
 }
 
-pub fn layer(index: usize, name: &str, op: &str, shape: &[&str], parameters: u64, macs: Option<u64>) -> Layer {
+pub fn layer(
+    index: usize,
+    name: &str,
+    op: &str,
+    shape: &[&str],
+    parameters: u64,
+    macs: Option<u64>,
+) -> Layer {
     Layer {
         index,
         name: name.into(),
@@ -110,7 +117,14 @@ pub fn summary() -> Summary {
             layers.push(layer(layers.len(), &name, op, &["batch", "16", "8", "8"], parameters, macs));
         }
     }
-    layers.push(layer(layers.len(), "/head/pool/GlobalAveragePool", "GlobalAveragePool", &["batch", "16", "1", "1"], 0, Some(0)));
+    layers.push(layer(
+        layers.len(),
+        "/head/pool/GlobalAveragePool",
+        "GlobalAveragePool",
+        &["batch", "16", "1", "1"],
+        0,
+        Some(0),
+    ));
     layers.push(layer(layers.len(), "/head/fc/Gemm", "Gemm", &["batch", "10"], 170, Some(160)));
     layers.push(layer(layers.len(), "/head/calibrate/acme:Temper", "acme:Temper", &["batch", "10"], 0, None));
     let value = |name: &str, shape: &[&str]| ValueInfo {
@@ -221,7 +235,14 @@ pub fn variants() -> Vec<Measurement> {
     ]
 }
 
-pub fn proposal(rank: usize, name: &str, bytes: u64, latency: f64, drop: (f64, f64), c: Confidence) -> Proposal {
+pub fn proposal(
+    rank: usize,
+    name: &str,
+    bytes: u64,
+    latency: f64,
+    drop: (f64, f64),
+    c: Confidence,
+) -> Proposal {
     let mut recipe = Recipe::new(name, "/models/digits.onnx");
     recipe.steps = name.split('+').map(|p| Step::new(p).with("ratio", 0.3)).collect();
     Proposal {
@@ -279,7 +300,13 @@ pub fn job(id: &str, name: &str, status: Status) -> Job {
         model: "/models/digits.onnx".into(),
         steps: vec!["prune ratio=0.3 criterion=l2".into(), "quantize scheme=static-int8".into()],
         status,
-        phase: Phase { name: "prune: recover".into(), step: 0, total: Some(2000), done: 820, since_ms: 1_000 },
+        phase: Phase {
+            name: "prune: recover".into(),
+            step: 0,
+            total: Some(2000),
+            done: 820,
+            since_ms: 1_000,
+        },
         started_mono_ms: 1_000,
         updated_mono_ms: 301_000,
         created_ms: 1_800_000_000_000 + minute * 1000,

@@ -406,7 +406,10 @@ mod tests {
 
     #[test]
     fn axis_ends_are_round() {
-        assert_eq!([round_up(0.0), round_up(7.0), round_up(10.0), round_up(1200.0)], [1.0, 10.0, 10.0, 2000.0]);
+        assert_eq!(
+            [round_up(0.0), round_up(7.0), round_up(10.0), round_up(1200.0)],
+            [1.0, 10.0, 10.0, 2000.0]
+        );
         assert_eq!(number(0.4123), "0.412");
         assert_eq!(number(1234.0), "1.2k");
     }

@@ -94,7 +94,8 @@ fn same(table: &Comparison, column: usize) -> bool {
     };
     let mut rows = table.rows.iter().filter(|r| {
         // The baseline's own delta is always the word.
-        !(matches!(column, 2 | 4 | 6 | 8) && r.latency.as_ref().is_some_and(|d| d.verdict == Verdict::Baseline))
+        !(matches!(column, 2 | 4 | 6 | 8)
+            && r.latency.as_ref().is_some_and(|d| d.verdict == Verdict::Baseline))
     });
     let first = rows.next().map(&text);
     column != 0 && rows.all(|r| Some(text(r)) == first)
@@ -114,7 +115,11 @@ pub(super) fn table(app: &App, pen: &mut Pen<'_>, focused: bool) {
         return super::empty(
             pen,
             "Nothing was measured yet. Variants appear here as soon as a run measures them.",
-            &[(&plan, "choose a recipe and run it"), (&runs, "see the runs"), (&mark, "on Runs: mark what to compare")],
+            &[
+                (&plan, "choose a recipe and run it"),
+                (&runs, "see the runs"),
+                (&mark, "on Runs: mark what to compare"),
+            ],
         );
     };
     let columns: Vec<Column> = COLUMNS
@@ -154,7 +159,12 @@ pub(super) fn table(app: &App, pen: &mut Pen<'_>, focused: bool) {
     for (i, note) in table.notes.iter().take(notes).enumerate() {
         let y = (last + 2 + i).min(pen.height().saturating_sub(1));
         if y > last {
-            pen.spans(1, y, pen.width().saturating_sub(2), &[span("! ", Role::Warn), span(note.clone(), Role::Dim)]);
+            pen.spans(
+                1,
+                y,
+                pen.width().saturating_sub(2),
+                &[span("! ", Role::Warn), span(note.clone(), Role::Dim)],
+            );
         }
     }
 }
@@ -191,7 +201,10 @@ fn figure(row: &Row, column: usize, baseline: bool) -> Cell {
 
 pub(super) fn scatter_title(app: &App) -> Titles {
     let quality = quality_name(app).unwrap_or_else(|| "quality".into());
-    let title = vec![span(format!("{} × {}", app.compare.axis.title(), crate::text::clean(&quality, 20)), Role::Title)];
+    let title = vec![span(
+        format!("{} × {}", app.compare.axis.title(), crate::text::clean(&quality, 20)),
+        Role::Title,
+    )];
     let note = if app.has_comparison() {
         vec![span("● pareto  ○ other  ◆ baseline", Role::Dim)]
     } else {
@@ -353,7 +366,8 @@ pub(super) fn variant(app: &App, pen: &mut Pen<'_>) {
 
 /// Whether this is the first delta that the row has.
 fn doc_is_first(label: &str, row: &Row) -> bool {
-    let before = |n: usize| [row.latency.is_some(), row.size.is_some(), row.memory.is_some()][..n].iter().any(|b| *b);
+    let before =
+        |n: usize| [row.latency.is_some(), row.size.is_some(), row.memory.is_some()][..n].iter().any(|b| *b);
     match label {
         "size" => !before(1),
         "memory" => !before(2),

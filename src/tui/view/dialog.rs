@@ -35,7 +35,14 @@ fn boxed(pen: &mut Pen<'_>, width: usize, height: usize, title: &str) -> Rect {
 }
 
 /// A text field with its cursor; returns the columns used.
-pub(super) fn field(pen: &mut Pen<'_>, x: usize, y: usize, room: usize, input: &Input, active: bool) -> usize {
+pub(super) fn field(
+    pen: &mut Pen<'_>,
+    x: usize,
+    y: usize,
+    room: usize,
+    input: &Input,
+    active: bool,
+) -> usize {
     if room == 0 {
         return 0;
     }
@@ -164,7 +171,8 @@ fn confirm(dialog: &Confirm, pen: &mut Pen<'_>) {
     let mut ready = true;
     if let Some((wanted, input)) = &dialog.typed {
         y += 1;
-        let used = pen.text(0, y, &format!("Type {} to confirm: ", crate::text::clean(wanted, 24)), Role::Text);
+        let used =
+            pen.text(0, y, &format!("Type {} to confirm: ", crate::text::clean(wanted, 24)), Role::Text);
         let room = pen.width().saturating_sub(used);
         field(&mut pen, used, y, room, input, true);
         y += 1;

@@ -25,7 +25,6 @@ impl Doc {
         self.lines.push(vec![span(title, Role::Title)]);
     }
 
-
     /// A label and its value, which wraps under itself.
     pub fn pair(&mut self, label: &str, value: &str, role: Role) {
         const LABEL: usize = 13;

@@ -118,7 +118,8 @@ fn layers(app: &App, opened: &Opened, pen: &mut Pen<'_>, focused: bool) {
     };
     grid.header(pen, 0, &LAYERS, Some(sorted));
     if tab.rows.is_empty() {
-        let text = if tab.filter.is_empty() { "The graph has no nodes." } else { "No layer matches the filter." };
+        let text =
+            if tab.filter.is_empty() { "The graph has no nodes." } else { "No layer matches the filter." };
         pen.text(1, 2, text, Role::Dim);
         return;
     }
@@ -238,7 +239,11 @@ fn shape(layer: &Layer) -> String {
 pub(super) fn layer_title(app: &App) -> Titles {
     let title = match app.model.view {
         View::Layers => {
-            if app.model.selected_layer().is_some() { "Layer" } else { "Group of layers" }
+            if app.model.selected_layer().is_some() {
+                "Layer"
+            } else {
+                "Group of layers"
+            }
         }
         View::Groups => "Coupling group",
         View::Operators => "Operator",
@@ -260,7 +265,10 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
                 doc.pair("layers", &node.layers.to_string(), Role::Text);
                 cost(&mut doc, s, node.parameters, Some(node.macs), node.weight_bytes);
                 if node.macs_unknown > 0 {
-                    let text = format!("{} layers have an unknown shape; their MACs are not in the sum", node.macs_unknown);
+                    let text = format!(
+                        "{} layers have an unknown shape; their MACs are not in the sum",
+                        node.macs_unknown
+                    );
                     doc.item("!", Role::Warn, &text);
                 }
             }
@@ -269,7 +277,11 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
             let Some(group) = s.groups.get(tab.groups.selected) else { return };
             doc.pair("group", &group.id.to_string(), Role::Strong);
             doc.pair("units", &format!("{} channels, neurons or heads", group.units), Role::Text);
-            doc.pair("per unit", &format!("{} parameters leave with one", Count(group.parameters_per_unit)), Role::Text);
+            doc.pair(
+                "per unit",
+                &format!("{} parameters leave with one", Count(group.parameters_per_unit)),
+                Role::Text,
+            );
             match &group.pinned_by {
                 Some(why) => doc.pair("pinned by", why, Role::Warn),
                 None => doc.pair("prunable", "yes, all its weights are cut together", Role::Good),

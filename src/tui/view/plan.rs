@@ -65,7 +65,10 @@ fn goal_line(app: &App) -> Vec<Span> {
         && goal.memory_mb.is_none()
         && goal.max_quality_drop.is_none()
     {
-        out.push(span(format!("  no limits, {} sets some", app.keymap.key_name(Action::EditGoal)), Role::Dim));
+        out.push(span(
+            format!("  no limits, {} sets some", app.keymap.key_name(Action::EditGoal)),
+            Role::Dim,
+        ));
     }
     if !app.plan.data.is_empty() {
         out.push(span("  data ", Role::Dim));
@@ -85,10 +88,13 @@ pub(super) fn proposals(app: &App, pen: &mut Pen<'_>, focused: bool) {
             height: area.height.saturating_sub(1),
             ..area
         });
-        let (open, goal) = (app.keymap.key_name(Action::OpenModelPlan), app.keymap.key_name(Action::EditGoal));
+        let (open, goal) =
+            (app.keymap.key_name(Action::OpenModelPlan), app.keymap.key_name(Action::EditGoal));
         return match (&tab.failure, app.has_model()) {
             (Some(failure), _) => super::empty(&mut rest, &failure.message, &[(&goal, "change the goal")]),
-            (None, true) if tab.loading => super::empty(&mut rest, "Predicting size, latency and quality …", &[]),
+            (None, true) if tab.loading => {
+                super::empty(&mut rest, "Predicting size, latency and quality …", &[])
+            }
             (None, true) => super::empty(
                 &mut rest,
                 "No recipe at hand changes this model.",
@@ -133,7 +139,13 @@ fn proposal_cell(p: &Proposal, column: usize) -> Cell {
         },
         4 => match p.predicted_speedup {
             Some(v) if v.is_finite() => {
-                let role = if v >= 1.02 { Role::Good } else if v <= 0.98 { Role::Bad } else { Role::Text };
+                let role = if v >= 1.02 {
+                    Role::Good
+                } else if v <= 0.98 {
+                    Role::Bad
+                } else {
+                    Role::Text
+                };
                 cell(format!("{v:.2}×"), role)
             }
             _ => cell("–", Role::Dim),
@@ -153,7 +165,11 @@ fn proposal_cell(p: &Proposal, column: usize) -> Cell {
 
 fn loss(p: &Proposal) -> String {
     let (low, high) = p.expected_quality_drop;
-    if low == 0.0 && high == 0.0 { "none".into() } else { format!("{:.1}–{:.1} %", low * 100.0, high * 100.0) }
+    if low == 0.0 && high == 0.0 {
+        "none".into()
+    } else {
+        format!("{:.1}–{:.1} %", low * 100.0, high * 100.0)
+    }
 }
 
 fn confidence(c: Confidence) -> (&'static str, Role) {

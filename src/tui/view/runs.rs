@@ -68,7 +68,12 @@ pub(super) fn jobs(app: &App, pen: &mut Pen<'_>, focused: bool) {
     for (y, at) in window.enumerate() {
         match lines[at] {
             Line::Heading(word, n) => {
-                pen.spans(1, y, usize::MAX, &[span(format!("{word} "), Role::Title), span(n.to_string(), Role::Dim)]);
+                pen.spans(
+                    1,
+                    y,
+                    usize::MAX,
+                    &[span(format!("{word} "), Role::Title), span(n.to_string(), Role::Dim)],
+                );
             }
             Line::Job(row) => {
                 job_row(app, pen, y, &runs.jobs[runs.shown[row]]);
@@ -217,7 +222,8 @@ pub(super) fn charts(app: &App, pen: &mut Pen<'_>) {
     for (i, name) in names.iter().take(shown).enumerate() {
         let (column, row) = (i % across, i / across);
         let (cw, ch) = (grid.width / across as u16, grid.height / down as u16);
-        let cell = Rect { x: grid.x + column as u16 * cw, y: grid.y + row as u16 * ch, width: cw, height: ch };
+        let cell =
+            Rect { x: grid.x + column as u16 * cw, y: grid.y + row as u16 * ch, width: cw, height: ch };
         one_chart(app, &jobs, name, &mut pen.part(cell));
     }
     if strip == 1 {
@@ -242,7 +248,11 @@ fn phases(app: &App, job: &Job, pen: &mut Pen<'_>) {
             1,
             y,
             width.saturating_sub(2),
-            &[span(state.phase.name.clone(), Role::Strong), span("  ", Role::Text), span(progress(job), role(job))],
+            &[
+                span(state.phase.name.clone(), Role::Strong),
+                span("  ", Role::Text),
+                span(progress(job), role(job)),
+            ],
         );
         if let Some(part) = state.fraction() {
             let part = if state.status == Status::Finished { 1.0 } else { part.min(0.99) };
@@ -268,7 +278,11 @@ fn phases(app: &App, job: &Job, pen: &mut Pen<'_>) {
             1,
             y,
             width.saturating_sub(2),
-            &[span(format!("{mark} "), tone), span(format!("{word:<6}"), Role::Dim), span(step.clone(), Role::Text)],
+            &[
+                span(format!("{mark} "), tone),
+                span(format!("{word:<6}"), Role::Dim),
+                span(step.clone(), Role::Text),
+            ],
         );
         y += 1;
     }

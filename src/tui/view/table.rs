@@ -56,9 +56,7 @@ impl Grid {
     /// Places the columns in `room`, starting at column 1.
     pub fn new(columns: &[Column], room: usize) -> Grid {
         let mut kept: Vec<usize> = (0..columns.len()).collect();
-        let need = |kept: &[usize]| -> usize {
-            kept.iter().map(|i| columns[*i].width + GAP).sum::<usize>()
-        };
+        let need = |kept: &[usize]| -> usize { kept.iter().map(|i| columns[*i].width + GAP).sum::<usize>() };
         while need(&kept) > room + GAP.min(room) {
             let leaving = kept
                 .iter()
