@@ -8,10 +8,20 @@ use tinsmith::{cli, tui};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    if let Some(code) = tinsmith::child::serve_if_asked(handlers) {
+        return code;
+    }
     match tinsmith::jobs::worker::invoked(std::env::args_os()) {
         Some(code) => ExitCode::from(code),
         None => cli::main(workbench),
     }
+}
+
+/// What this program does as its own child.
+fn handlers() -> Vec<tinsmith::child::Handler> {
+    let mut handlers = vec![tinsmith::child::fault_handler()];
+    handlers.extend(tinsmith::runtime::handlers());
+    handlers
 }
 
 fn workbench(request: cli::Workbench) -> tinsmith::error::Result<Vec<String>> {

@@ -15,3 +15,10 @@ mod protobuf;
 
 #[path = "tui.rs"]
 mod tui;
+
+#[path = "cache.rs"]
+mod cache;
+#[path = "child.rs"]
+mod child;
+#[path = "runtime.rs"]
+mod runtime;
