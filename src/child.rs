@@ -65,7 +65,11 @@ pub fn program() -> Result<PathBuf> {
 /// Starts a child, asks once, ends it. Errors: what the handler returned; kind `Died` when the child
 /// died (with the signal and the end of its error output); kind `Limit` when it took longer than
 /// `limits.wall` or said more than `limits.reply` bytes.
-pub fn call<Req: Serialize, Rep: DeserializeOwned>(kind: &str, request: &Req, limits: &Limits) -> Result<Rep> {
+pub fn call<Req: Serialize, Rep: DeserializeOwned>(
+    kind: &str,
+    request: &Req,
+    limits: &Limits,
+) -> Result<Rep> {
     call_watched(kind, request, limits, &Silent)
 }
 

@@ -54,12 +54,14 @@ pub struct Fetched {
 impl Fetched {
     /// The one file whose path ends with `suffix`.
     pub fn file(&self, suffix: &str) -> Result<PathBuf> {
-        self.files.iter().find(|f| f.path.ends_with(suffix)).map(|f| self.dir.join(&f.path)).ok_or_else(|| {
-            Error::integrity("FETCH-MEMBER", "a fetched package lacks a file")
-                .file(&self.dir)
-                .found(suffix)
-                .hint("remove the directory and fetch it again")
-        })
+        self.files.iter().find(|f| f.path.ends_with(suffix)).map(|f| self.dir.join(&f.path)).ok_or_else(
+            || {
+                Error::integrity("FETCH-MEMBER", "a fetched package lacks a file")
+                    .file(&self.dir)
+                    .found(suffix)
+                    .hint("remove the directory and fetch it again")
+            },
+        )
     }
 }
 
@@ -113,7 +115,13 @@ fn obtain(entry: &Known, parent: &Path, monitor: &dyn Monitor) -> Result<Fetched
     let total = Bytes(fetched.files.iter().map(|f| f.bytes).sum());
     monitor.log(
         Level::Info,
-        &format!("{}: {}, {total} in {} files, {}", entry.name, fetched.version, fetched.files.len(), entry.licence),
+        &format!(
+            "{}: {}, {total} in {} files, {}",
+            entry.name,
+            fetched.version,
+            fetched.files.len(),
+            entry.licence
+        ),
     );
     Ok(fetched)
 }

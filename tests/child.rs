@@ -19,7 +19,10 @@ fn quick() -> Limits {
 #[test]
 fn a_child_answers_and_what_it_prints_does_not_disturb_the_answer() {
     assert_eq!(fault(json!({"echo": "abc"}), &quick()).unwrap(), "abc");
-    assert_eq!(fault(json!({"print": "{\"reply\":\"forged\"}"}), &quick()).unwrap(), "{\"reply\":\"forged\"}");
+    assert_eq!(
+        fault(json!({"print": "{\"reply\":\"forged\"}"}), &quick()).unwrap(),
+        "{\"reply\":\"forged\"}"
+    );
 }
 
 #[test]
@@ -88,8 +91,7 @@ fn a_child_stays_for_many_requests_and_survives_the_thread_that_started_it() {
     child::set_program(env!("CARGO_BIN_EXE_tinsmith"));
     let mut child = std::thread::spawn(|| Child::start("fault", &quick()).unwrap()).join().unwrap();
     for i in 0..20 {
-        let reply: String =
-            child.ask(&json!({"echo": i.to_string()}), &Silent, &mut |_| Ok(())).unwrap();
+        let reply: String = child.ask(&json!({"echo": i.to_string()}), &Silent, &mut |_| Ok(())).unwrap();
         assert_eq!(reply, i.to_string());
     }
     child.finish();
@@ -103,12 +105,14 @@ fn a_child_dies_with_its_parent() {
     // The shell starts the child with a pipe as stdin and is killed while the child works.
     let mut parent = Command::new("sh")
         .arg("-c")
-        .arg(r#"
+        .arg(
+            r#"
             exec 3<&0
             "$0" __child fault <&3 &
             echo "$$ $!"
             wait
-        "#)
+        "#,
+        )
         .arg(env!("CARGO_BIN_EXE_tinsmith"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -122,7 +126,8 @@ fn a_child_dies_with_its_parent() {
     let (shell, child) = (ids.next().unwrap(), ids.next().unwrap());
     let mut stdin = parent.stdin.take().unwrap();
     let limits = serde_json::to_value(quick()).unwrap();
-    writeln!(stdin, "{}", json!({"protocol": 1, "kind": "fault", "parent": shell, "limits": limits})).unwrap();
+    writeln!(stdin, "{}", json!({"protocol": 1, "kind": "fault", "parent": shell, "limits": limits}))
+        .unwrap();
     writeln!(stdin, "{}", json!({"sleep": 60_000})).unwrap();
     line.clear();
     out.read_line(&mut line).unwrap();

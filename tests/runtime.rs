@@ -55,7 +55,10 @@ fn a_library_that_is_none_is_an_error_with_a_hint() {
         println!("{e}");
     }
     // A library of something else loads, and has no ONNX Runtime in it.
-    if let Some(libz) = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6"].iter().find(|p| Path::new(p).exists()) {
+    if let Some(libz) = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6"]
+        .iter()
+        .find(|p| Path::new(p).exists())
+    {
         let e = runtime::probe(&at(Path::new(libz))).unwrap_err();
         assert_eq!(e.kind(), Kind::Invalid, "{e}");
         println!("{e}");
@@ -92,9 +95,11 @@ fn a_library_that_is_too_old_is_refused_by_its_version() {
 #[test]
 fn a_library_that_hangs_or_lies_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    let hangs = "#include <unistd.h>\n__attribute__((constructor)) static void f(void) { for (;;) sleep(1); }";
-    let e = runtime::probe_within(&imitation(dir.path(), "hangs", hangs), std::time::Duration::from_millis(500))
-        .unwrap_err();
+    let hangs =
+        "#include <unistd.h>\n__attribute__((constructor)) static void f(void) { for (;;) sleep(1); }";
+    let e =
+        runtime::probe_within(&imitation(dir.path(), "hangs", hangs), std::time::Duration::from_millis(500))
+            .unwrap_err();
     assert_eq!((e.kind(), e.code()), (Kind::Invalid, "ORT-BROKEN"), "{e}");
     let lies = r#"
         static const void *api(unsigned v) { return 0; }
@@ -192,7 +197,8 @@ fn every_element_type_passes_through_unchanged() {
     for tensor in tensors {
         let tensor = tensor.unwrap();
         let mut session =
-            Session::from_bytes(&runtime, &identity(tensor.dtype().onnx() as u8), &SessionOptions::default()).unwrap();
+            Session::from_bytes(&runtime, &identity(tensor.dtype().onnx() as u8), &SessionOptions::default())
+                .unwrap();
         let out = session.run(&[("x".into(), tensor.clone())]).unwrap();
         assert!(out[0].1.same_bits(&tensor).unwrap(), "{}", tensor.dtype());
     }

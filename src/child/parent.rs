@@ -124,8 +124,12 @@ impl Child {
                 }
             }
         });
-        let opening =
-            Opening { protocol: PROTOCOL, kind: kind.into(), parent: std::process::id(), limits: limits.clone() };
+        let opening = Opening {
+            protocol: PROTOCOL,
+            kind: kind.into(),
+            parent: std::process::id(),
+            limits: limits.clone(),
+        };
         let sent = send(&mut stdin, &opening);
         let mut child = Child {
             kind: kind.into(),

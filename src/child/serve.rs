@@ -196,8 +196,11 @@ fn serve(handlers: impl FnOnce() -> Vec<Handler>) -> Result<()> {
                         .map(String::as_str)
                         .or_else(|| panic.downcast_ref::<&str>().copied())
                         .unwrap_or("no message");
-                    Err(Error::internal("CHILD-PANIC", format!("the {} process failed: {what}", opening.kind))
-                        .hint("report this as a bug"))
+                    Err(Error::internal(
+                        "CHILD-PANIC",
+                        format!("the {} process failed: {what}", opening.kind),
+                    )
+                    .hint("report this as a bug"))
                 })
             });
         busy.store(false, Ordering::SeqCst);
@@ -266,7 +269,9 @@ pub fn fault_handler() -> Handler {
             Fault::Fail => {
                 Err(Error::new(Kind::Invalid, "FAULT", "as asked").field("fault").hint("ask for less"))
             }
-            Fault::Index(at) => Ok([1u8, 2][..].get(..at).map_or_else(|| [1u8, 2][at % 9].to_string(), |_| String::new())),
+            Fault::Index(at) => {
+                Ok([1u8, 2][..].get(..at).map_or_else(|| [1u8, 2][at % 9].to_string(), |_| String::new()))
+            }
         }
     })
 }

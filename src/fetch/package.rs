@@ -101,8 +101,11 @@ pub fn download(package: &Package, into: &Path, monitor: &dyn Monitor) -> Result
     monitor.phase(&format!("download {}", package.version()), None);
     let (mut command, client, hint) = package.command(&into);
     let failed = |what: String| {
-        Error::storage("FETCH-CLIENT", format!("{client} could not get {} {}: {what}", package.name, package.version))
-            .hint(hint)
+        Error::storage(
+            "FETCH-CLIENT",
+            format!("{client} could not get {} {}: {what}", package.name, package.version),
+        )
+        .hint(hint)
     };
     let mut child = command
         .current_dir(&into)
@@ -144,7 +147,8 @@ pub fn download(package: &Package, into: &Path, monitor: &dyn Monitor) -> Result
     };
     let said = said.join().unwrap_or_default();
     if !status.success() {
-        let reason = said.lines().rev().find(|l| l.to_ascii_lowercase().contains("err")).or(said.lines().last());
+        let reason =
+            said.lines().rev().find(|l| l.to_ascii_lowercase().contains("err")).or(said.lines().last());
         return Err(failed(text::clean(reason.unwrap_or("it gave no reason"), 300)));
     }
     let file = std::fs::read_dir(&into)

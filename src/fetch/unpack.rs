@@ -104,7 +104,9 @@ pub fn unpack(
         from_zip(file, archive, rules, into, &mut budget)?;
     }
     if budget.files == 0 {
-        return Err(Error::integrity("UNPACK-NONE", "the package holds none of the expected files").file(archive));
+        return Err(
+            Error::integrity("UNPACK-NONE", "the package holds none of the expected files").file(archive)
+        );
     }
     Ok(budget.files)
 }
@@ -138,7 +140,8 @@ fn from_zip(
         }
         let Some((rule, target)) = rules.iter().find_map(|r| Some((r, r.target(&name)?))) else { continue };
         if rule.kind == Match::Archive {
-            let mut inner = tempfile::tempfile_in(into).map_err(|e| Error::io("create a file in", into, e))?;
+            let mut inner =
+                tempfile::tempfile_in(into).map_err(|e| Error::io("create a file in", into, e))?;
             copy(&mut member, &mut inner, archive, &name, budget)?;
             let inner_rules = [Rule::directory("", rule.to)];
             from_zip(inner, archive, &inner_rules, into, budget)?;
@@ -176,10 +179,13 @@ fn below(into: &Path, target: &str, archive: &Path, member: &str) -> Result<Path
         || target.contains(['\\', '\0'])
         || Path::new(target).components().any(|c| !matches!(c, Component::Normal(_)));
     if escapes {
-        return Err(Error::integrity("UNPACK-PATH", "a member of the archive would be written outside its directory")
-            .file(archive)
-            .field(member)
-            .hint("do not use this file"));
+        return Err(Error::integrity(
+            "UNPACK-PATH",
+            "a member of the archive would be written outside its directory",
+        )
+        .file(archive)
+        .field(member)
+        .hint("do not use this file"));
     }
     Ok(into.join(target))
 }
@@ -228,7 +234,11 @@ fn copy(
             return Err(Error::limit_exceeded("UNPACK-SIZE", "the archive unpacks to too much")
                 .file(archive)
                 .field(member)
-                .limit(Bytes(if length > budget.limits.file { budget.limits.file } else { budget.limits.total })));
+                .limit(Bytes(if length > budget.limits.file {
+                    budget.limits.file
+                } else {
+                    budget.limits.total
+                })));
         }
         to.write_all(&chunk[..n]).map_err(|e| Error::io("write", archive, e))?;
     }
@@ -256,10 +266,14 @@ mod tests {
     fn rules_choose_members_and_say_where_they_go() {
         let dir = tempfile::tempdir().unwrap();
         let inner = fs::read(zip_of(dir.path(), &[("x/y.txt", b"inner")])).unwrap();
-        let archive = zip_of(dir.path(), &[("p/a.txt", b"a"), ("p/b.bin", b"b"), ("q/c", b"c"), ("in.zip", &inner)]);
+        let archive =
+            zip_of(dir.path(), &[("p/a.txt", b"a"), ("p/b.bin", b"b"), ("q/c", b"c"), ("in.zip", &inner)]);
         let into = dir.path().join("out");
-        let rules =
-            [Rule::directory("p/", "here/").only(".txt"), Rule::file("q/c", "C"), Rule::archive("in.zip", "in/")];
+        let rules = [
+            Rule::directory("p/", "here/").only(".txt"),
+            Rule::file("q/c", "C"),
+            Rule::archive("in.zip", "in/"),
+        ];
         assert_eq!(unpack(&archive, &rules, &into, &UnpackLimits::default(), &Silent).unwrap(), 3);
         assert_eq!(fs::read(into.join("here/a.txt")).unwrap(), b"a");
         assert_eq!(fs::read(into.join("C")).unwrap(), b"c");
@@ -285,8 +299,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let archive = zip_of(dir.path(), &[("p/zeros", &vec![0; 4 << 20])]);
         let limits = UnpackLimits { file: 1 << 20, ..UnpackLimits::default() };
-        let e =
-            unpack(&archive, &[Rule::directory("p/", "")], &dir.path().join("out"), &limits, &Silent).unwrap_err();
+        let e = unpack(&archive, &[Rule::directory("p/", "")], &dir.path().join("out"), &limits, &Silent)
+            .unwrap_err();
         assert_eq!(e.kind(), Kind::Limit, "{e}");
         let broken = dir.path().join("broken.zip");
         fs::write(&broken, b"PK\x03\x04 not really").unwrap();

@@ -113,8 +113,9 @@ pub fn from_native(value: &DynValue) -> Result<Tensor> {
         T::Uint32 => take!(u32),
         T::Uint64 => take!(u64),
         T::Bool => {
-            let (shape, data) =
-                value.try_extract_tensor::<bool>().map_err(|e| super::session::fault(&e, "read an output"))?;
+            let (shape, data) = value
+                .try_extract_tensor::<bool>()
+                .map_err(|e| super::session::fault(&e, "read an output"))?;
             Tensor::from_bools(shape_of(shape), data.to_vec())
         }
         T::String => {

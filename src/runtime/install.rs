@@ -66,7 +66,9 @@ pub fn install(paths: &Paths, monitor: &dyn Monitor) -> Result<Library> {
     let runtimes = paths.runtimes();
     let done = |fetched: &Fetched| {
         library_in(&fetched.dir).map(|path| Library { path, origin: Origin::Installed }).ok_or_else(|| {
-            Error::integrity("ORT-WHEEL", "the package holds no library").file(&fetched.dir).hint("report this as a bug")
+            Error::integrity("ORT-WHEEL", "the package holds no library")
+                .file(&fetched.dir)
+                .hint("report this as a bug")
         })
     };
     if let Some(found) = is_current(&runtimes, VERSION, package.sha256) {

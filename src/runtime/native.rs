@@ -48,9 +48,11 @@ impl Runtime {
         let loaded = LOADED.get_or_init(|| load(path).map_err(|message| (path.clone(), message)));
         match loaded {
             Ok(runtime) if runtime.path == *path => Ok(runtime.clone()),
-            Ok(runtime) => Err(Error::internal("ORT-TWICE", "another ONNX Runtime is loaded in this process")
-                .file(path)
-                .found(runtime.path.display())),
+            Ok(runtime) => {
+                Err(Error::internal("ORT-TWICE", "another ONNX Runtime is loaded in this process")
+                    .file(path)
+                    .found(runtime.path.display()))
+            }
             Err((tried, message)) => Err(fault(tried, message)),
         }
     }
@@ -91,8 +93,7 @@ fn load(path: &Path) -> Result<Runtime, String> {
         ort::LoadDynamicError::MissingApi { .. } => "it is another library, without OrtGetApiBase".into(),
         other => chain(&other),
     })?;
-    let environment =
-        builder.with_name("tinsmith").with_telemetry(false).build().map_err(|e| chain(&e))?;
+    let environment = builder.with_name("tinsmith").with_telemetry(false).build().map_err(|e| chain(&e))?;
     let build = ort::info().to_string();
     let version = version_of(path, &build);
     Ok(Runtime { environment, version, build, path: path.to_path_buf() })
@@ -112,7 +113,8 @@ fn version_of(path: &Path, build: &str) -> String {
         .or_else(|| name.strip_prefix("libonnxruntime."))
         .and_then(numbers);
     let from_build = build.split("rel-").nth(1).and_then(numbers);
-    let from_directory = path.parent().and_then(|p| p.file_name()).and_then(|n| numbers(&n.to_string_lossy()));
+    let from_directory =
+        path.parent().and_then(|p| p.file_name()).and_then(|n| numbers(&n.to_string_lossy()));
     from_build.or(from_name).or(from_directory).unwrap_or_else(|| "unknown".into())
 }
 

@@ -49,7 +49,9 @@ struct Args {
 pub fn read_profile(path: &Path) -> Result<Vec<OpTime>> {
     let file = std::fs::File::open(path).map_err(|e| Error::io("read the profile", path, e))?;
     let events: Vec<Event> = serde_json::from_reader(BufReader::new(file)).map_err(|e| {
-        Error::invalid("ORT-PROFILE", format!("the profile cannot be read: {e}")).file(path).hint("profile again")
+        Error::invalid("ORT-PROFILE", format!("the profile cannot be read: {e}"))
+            .file(path)
+            .hint("profile again")
     })?;
     let mut times: HashMap<String, OpTime> = HashMap::new();
     for event in events.into_iter().filter(|e| e.cat == "Node") {

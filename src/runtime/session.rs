@@ -135,10 +135,16 @@ pub(super) fn fault<R>(e: &ort::Error<R>, what: &str) -> Error {
         _ if e.message().contains("bad_alloc") || e.message().contains("Failed to allocate") => {
             Error::limit_exceeded("ORT-MEMORY", message).hint("use smaller inputs, or allow more memory")
         }
-        C::InvalidArgument | C::NoSuchFile | C::NoModel | C::InvalidProtobuf | C::InvalidGraph | C::ModelLoaded => {
+        C::InvalidArgument
+        | C::NoSuchFile
+        | C::NoModel
+        | C::InvalidProtobuf
+        | C::InvalidGraph
+        | C::ModelLoaded => {
             Error::invalid("ORT-INVALID", message).hint("check the model with `tinsmith inspect`")
         }
-        _ => Error::invalid("ORT-FAILED", message).hint("check the model with `tinsmith inspect`, and its inputs"),
+        _ => Error::invalid("ORT-FAILED", message)
+            .hint("check the model with `tinsmith inspect`, and its inputs"),
     }
 }
 
@@ -220,7 +226,9 @@ impl Session {
     pub fn load(runtime: &Runtime, model: &Path, options: &SessionOptions) -> Result<Session> {
         if !model.is_file() {
             std::fs::File::open(model).map_err(|e| Error::io("read the model", model, e))?;
-            return Err(Error::invalid("ORT-MODEL", "the model is not a file").file(model).hint("pass an ONNX file"));
+            return Err(Error::invalid("ORT-MODEL", "the model is not a file")
+                .file(model)
+                .hint("pass an ONNX file"));
         }
         let native = builder(runtime, options)?
             .commit_from_file(model)
