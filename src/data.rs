@@ -1,1 +1,153 @@
-//! Datasets and batches for calibration and evaluation.
+//! Datasets for calibration and evaluation. A data spec enters; batches of named tensors, labels and a
+//! hash of the content leave. Knows no model; whoever binds a dataset to one passes the input's name.
+//!
+//! Specs: `KIND:PLACE[?OPTION=VALUE&...][#FROM..TO]`
+//!
+//! | spec | rows |
+//! |---|---|
+//! | `digits:train`, `digits:test` | the embedded sample, fixed split |
+//! | `csv:FILE?label=last&shape=1,8,8&scale=16` | numbers, one row a sample, `.gz` too |
+//! | `npy:FILE?labels=FILE` | one array, first axis is the sample |
+//! | `bytes:DIR?labels=CONFIG.json` | first and last bytes of files, as byte classifiers read them |
+
+mod bytes;
+mod csv;
+mod digits;
+mod npy;
+mod random;
+mod spec;
+
+pub use random::{InputShape, random_inputs};
+pub use spec::Spec;
+
+use crate::error::{Error, Result};
+use crate::save;
+use crate::tensor::Tensor;
+use std::ops::Range;
+
+/// Rows of one input, labelled or not.
+#[derive(Debug, Clone)]
+pub struct DataSet {
+    spec: String,
+    input: Tensor,
+    labels: Vec<usize>,
+    classes: Vec<String>,
+    hash: String,
+    notes: Vec<String>,
+}
+
+/// A batch: input tensor and its labels (empty where the data has none).
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Rows, first axis is the sample.
+    pub input: Tensor,
+    /// Class indices.
+    pub labels: Vec<usize>,
+}
+
+/// What a reader gives before the range is applied.
+struct Rows {
+    input: Tensor,
+    labels: Vec<usize>,
+    classes: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl DataSet {
+    /// Reads the data that a spec names. Errors name file, row and column or the faulty option.
+    pub fn open(text: &str) -> Result<DataSet> {
+        let spec = Spec::parse(text)?;
+        let rows = match spec.kind.as_str() {
+            "digits" => digits::read(&spec)?,
+            "csv" => csv::read(&spec)?,
+            "npy" => npy::read(&spec)?,
+            "bytes" => bytes::read(&spec)?,
+            other => {
+                return Err(Error::usage("DATA-KIND", "unknown kind of data")
+                    .field(text)
+                    .found(other)
+                    .limit("digits, csv, npy, bytes")
+                    .hint("for example csv:FILE?label=last or digits:test"));
+            }
+        };
+        DataSet::assemble(text, &spec, rows)
+    }
+
+    fn assemble(text: &str, spec: &Spec, rows: Rows) -> Result<DataSet> {
+        let Rows { mut input, mut labels, classes, notes } = rows;
+        let count = input.shape().first().copied().unwrap_or(0);
+        if let Some(Range { start, end }) = spec.range.clone() {
+            if end > count || start >= end {
+                return Err(Error::usage("DATA-RANGE", "the range leaves the data")
+                    .field(text)
+                    .found(format!("{start}..{end}"))
+                    .limit(format!("0..{count}")));
+            }
+            input = rows_of(&input, start..end)?;
+            if !labels.is_empty() {
+                labels = labels[start..end].to_vec();
+            }
+        }
+        if input.shape().first().copied().unwrap_or(0) == 0 {
+            return Err(Error::invalid("DATA-EMPTY", "the data has no rows").field(text));
+        }
+        let mut content = Vec::with_capacity(input.byte_len() as usize + labels.len() * 8);
+        content.extend(format!("{}{:?}", input.dtype(), input.shape()).into_bytes());
+        input.write_raw(&mut content)?;
+        labels.iter().for_each(|l| content.extend((*l as u64).to_le_bytes()));
+        let hash = save::sha256(&content);
+        Ok(DataSet { spec: text.into(), input, labels, classes, hash, notes })
+    }
+
+    /// The spec it was read from.
+    pub fn spec(&self) -> &str {
+        &self.spec
+    }
+    /// Number of rows.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.input.shape()[0]
+    }
+    /// All rows.
+    pub fn input(&self) -> &Tensor {
+        &self.input
+    }
+    /// Class indices, one a row; empty where the data has none.
+    pub fn labels(&self) -> &[usize] {
+        &self.labels
+    }
+    /// Class names, where known.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+    /// SHA-256 of type, shape, elements and labels.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+    /// What the reader skipped.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Batches of at most `size` rows, in order.
+    pub fn batches(&self, size: usize) -> impl Iterator<Item = Result<Batch>> + '_ {
+        let size = size.max(1);
+        (0..self.len()).step_by(size).map(move |start| {
+            let rows = start..(start + size).min(self.len());
+            let labels = if self.labels.is_empty() { vec![] } else { self.labels[rows.clone()].to_vec() };
+            Ok(Batch { input: rows_of(&self.input, rows)?, labels })
+        })
+    }
+}
+
+/// A range of rows as a tensor of its own.
+fn rows_of(input: &Tensor, rows: Range<usize>) -> Result<Tensor> {
+    let inner: usize = input.shape()[1..].iter().product();
+    let mut shape = input.shape().to_vec();
+    shape[0] = rows.len();
+    let data = crate::map_data!(&*input.data()?, v => v[rows.start * inner..rows.end * inner].to_vec());
+    Tensor::new(input.dtype(), shape, data)
+}
+
+#[cfg(test)]
+mod tests;

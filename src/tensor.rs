@@ -72,8 +72,8 @@ enum Step {
     Transpose(Vec<usize>),
     /// Indices of one axis kept, in this order.
     Select { axis: usize, indices: Arc<[usize]> },
-    /// Elements converted.
-    Cast(DType),
+    /// Elements converted to the type of the result.
+    Cast,
 }
 
 /// A dense tensor in row-major order. Cloning shares the elements.
@@ -189,7 +189,7 @@ impl Tensor {
                 Ok(Arc::new(match step {
                     Step::Transpose(perm) => transpose(&data, &source.shape, perm),
                     Step::Select { axis, indices } => select(&data, &source.shape, *axis, indices),
-                    Step::Cast(_) => return source.converted(self.dtype).map(Arc::new),
+                    Step::Cast => return source.converted(self.dtype).map(Arc::new),
                 }))
             }
         }
@@ -265,7 +265,7 @@ impl Tensor {
         if dtype == self.dtype {
             return self.clone();
         }
-        self.lazy(dtype, self.shape.clone(), Step::Cast(dtype))
+        self.lazy(dtype, self.shape.clone(), Step::Cast)
     }
 
     /// The same elements under another shape of equal count.
