@@ -22,3 +22,5 @@ mod cache;
 mod child;
 #[path = "runtime.rs"]
 mod runtime;
+#[path = "cli.rs"]
+mod cli;

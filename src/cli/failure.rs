@@ -27,12 +27,17 @@ pub(super) fn wants_json(arguments: &[OsString]) -> bool {
 
 /// Help and version go to stdout and are no failure; the rest is a usage error.
 pub(super) fn of_arguments(e: &clap::Error, json: bool) -> ExitCode {
-    if !e.use_stderr() || !json {
-        let code = e.exit_code();
+    if !e.use_stderr() {
         return match e.print() {
             Err(io) if io.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::from(6),
-            _ => ExitCode::from(u8::try_from(code).unwrap_or(2)),
+            _ => ExitCode::SUCCESS,
         };
+    }
+    if !json {
+        // The message repeats what was typed, so it is told without colours and cleaned.
+        let text: String = e.to_string().lines().map(|l| format!("{}\n", clean(l, usize::MAX))).collect();
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        return ExitCode::from(Kind::Usage.exit_code());
     }
     let text = e.to_string();
     let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string();

@@ -96,6 +96,9 @@ pub(super) fn follow_all(context: &Context, all: &[JobHandle]) -> anyhow::Result
         })
         .collect();
     let mut bar = Bar { shown: false };
+    for f in &followees {
+        context.note(&format!("{}: job {} is {}", f.state.name, f.job.id, f.state.status.word()));
+    }
     let mut checked = Instant::now();
     loop {
         for f in &mut followees {
@@ -207,7 +210,6 @@ impl Bar {
     fn tell(&mut self, context: &Context, f: &mut Followee<'_>, event: &Event) {
         let name = clean(&f.state.name, 40);
         let line = match event {
-            Event::Started { .. } => format!("{name}: started as job {}", f.job.id),
             Event::Resumed { step, .. } => format!("{name}: resumed at step {step}"),
             Event::Phase { name: phase, .. } if !context.live => format!("{name}: {phase}"),
             Event::Log { level: Level::Info, message } => format!("{name}: {message}"),

@@ -89,10 +89,10 @@ pub(super) fn start(
     detach: bool,
     output: Option<&Path>,
 ) -> anyhow::Result<()> {
+    std::fs::metadata(&recipe.model).map_err(|e| Error::io("read the model", &recipe.model, e))?;
     for note in recipe.check()? {
         context.note(&format!("warning: {note}"));
     }
-    std::fs::metadata(&recipe.model).map_err(|e| Error::io("read the model", &recipe.model, e))?;
     let goal = recipe.goal.clone();
     let request = Request::Run { recipe };
     if detach {

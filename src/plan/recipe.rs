@@ -107,7 +107,7 @@ impl Recipe {
     /// Parses a recipe.
     pub fn parse(text: &str) -> Result<Recipe> {
         let recipe: Recipe = toml::from_str(text).map_err(|e| {
-            let line = e.span().map(|s| text[..s.start.min(text.len())].lines().count().max(1));
+            let line = e.span().map(|s| text.bytes().take(s.start).filter(|b| *b == b'\n').count() + 1);
             let error = Error::usage("RECIPE", e.message().to_string())
                 .hint("`tinsmith gen schema recipe` shows the fields");
             match line {

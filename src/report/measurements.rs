@@ -19,16 +19,16 @@ impl Present for [Measurement] {
             ("threads", "threads"),
             ("latency_ms_p50", "p50 ms"),
             ("latency_ms_ci95", "95 % interval"),
-            ("latency_ms_p90", "p90 ms"),
-            ("latency_ms_p99", "p99 ms"),
-            ("n", "n"),
-            ("throughput_per_s", "per s"),
+            ("latency_ms_p90", "?p90 ms"),
+            ("latency_ms_p99", "?p99 ms"),
+            ("n", "?n"),
+            ("throughput_per_s", "?per s"),
             ("peak_rss_bytes", "peak memory"),
             ("file_bytes", "file"),
-            ("parameters", "parameters"),
-            ("macs", "macs"),
+            ("parameters", "?parameters"),
+            ("macs", "?macs"),
             ("quality", "quality"),
-            ("output_error", "output error"),
+            ("output_error", "?output error"),
         ]);
         for m in self {
             let latency = m.latency_ms.as_ref();

@@ -11,11 +11,11 @@ impl Present for Recommendation {
             ("rank", "#"),
             ("name", "<proposal"),
             ("predicted_latency_ms", "latency ms"),
-            ("predicted_latency_range", "range"),
+            ("predicted_latency_range", "?range"),
             ("predicted_speedup", "speed-up"),
             ("predicted_file_bytes", "file"),
             ("expected_quality_drop", "quality drop"),
-            ("cost_seconds", "cost"),
+            ("cost_seconds", "?cost"),
             ("confidence", "<confidence"),
             ("meets_goal", "<goal"),
         ]);

@@ -71,12 +71,12 @@ fn layers(summary: &Summary) -> Table {
         ("name", "<name"),
         ("op", "<operator"),
         ("output_shape", "<output"),
-        ("dtype", "<type"),
+        ("dtype", "?<type"),
         ("parameters", "parameters"),
         ("macs", "macs"),
-        ("weight_bytes", "weights"),
-        ("activation_bytes", "activations"),
-        ("group", "group"),
+        ("weight_bytes", "?weights"),
+        ("activation_bytes", "?activations"),
+        ("group", "?group"),
     ]);
     for l in &summary.layers {
         table.push([

@@ -20,6 +20,8 @@ pub struct Column {
     pub title: String,
     /// Side.
     pub align: Align,
+    /// Left out of text where the line is too long.
+    pub optional: bool,
 }
 
 /// A cell.
@@ -61,11 +63,13 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table without rows. A `title` that starts with `<` leans left, others right.
+    /// A table without rows. A `title` that starts with `?` is optional where space is short; one that
+    /// starts with `<` (after it) leans left, others right.
     pub fn new(columns: &[(&'static str, &str)]) -> Table {
-        let columns = columns.iter().map(|(field, title)| match title.strip_prefix('<') {
-            Some(title) => Column { field, title: title.into(), align: Align::Left },
-            None => Column { field, title: (*title).into(), align: Align::Right },
+        let columns = columns.iter().map(|(field, title)| {
+            let (optional, title) = title.strip_prefix('?').map_or((false, *title), |t| (true, t));
+            let (align, title) = title.strip_prefix('<').map_or((Align::Right, title), |t| (Align::Left, t));
+            Column { field, title: title.into(), align, optional }
         });
         Table { columns: columns.collect(), rows: Vec::new() }
     }

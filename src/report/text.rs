@@ -5,6 +5,8 @@ use crate::text::{clean, columns};
 
 const GAP: usize = 2;
 const NARROWEST: usize = 8;
+/// Width of names and prose for which optional columns give way.
+const READABLE: usize = 24;
 
 pub(super) fn render(parts: &[Part], width: Option<usize>) -> String {
     let mut out = String::new();
@@ -68,15 +70,16 @@ fn table(out: &mut String, table: &Table, limit: Option<usize>) {
             *width = (*width).max(columns(cell));
         }
     }
+    let mut shown: Vec<usize> = (0..widths.len()).collect();
     if let Some(limit) = limit {
-        narrow(&mut widths, table, limit);
+        narrow(&mut widths, &mut shown, table, limit);
     }
     let mut row = |cells: &[String]| {
         let mut text = String::new();
-        for ((cell, column), width) in cells.iter().zip(&table.columns).zip(&widths) {
-            let cell = clean(cell, *width);
-            let fill = " ".repeat(width.saturating_sub(columns(&cell)));
-            match column.align {
+        for &i in &shown {
+            let cell = clean(&cells[i], widths[i]);
+            let fill = " ".repeat(widths[i].saturating_sub(columns(&cell)));
+            match table.columns[i].align {
                 Align::Left => text.extend([cell.as_str(), &fill]),
                 Align::Right => text.extend([fill.as_str(), &cell]),
             }
@@ -88,15 +91,31 @@ fn table(out: &mut String, table: &Table, limit: Option<usize>) {
     for cells in &cells {
         row(cells);
     }
+    if shown.len() < widths.len() {
+        let left: Vec<&str> =
+            (0..widths.len()).filter(|i| !shown.contains(i)).map(|i| table.columns[i].field).collect();
+        wrapped(out, &format!("(not shown at this width: {})", left.join(", ")), limit);
+    }
 }
 
-/// Takes what is over from the widest left-leaning columns, one column of text at a time.
-fn narrow(widths: &mut [usize], table: &Table, limit: usize) {
-    let total = |w: &[usize]| w.iter().sum::<usize>() + GAP * w.len().saturating_sub(1);
-    while total(widths) > limit {
-        let widest = (0..widths.len())
-            .filter(|i| table.columns[*i].align == Align::Left && widths[*i] > NARROWEST)
-            .max_by_key(|i| widths[*i]);
+/// Leaves out optional columns from the right until names and prose, cut as far as they may be, fit;
+/// then takes what is over from the widest of these, one column of text at a time.
+fn narrow(widths: &mut [usize], shown: &mut Vec<usize>, table: &Table, limit: usize) {
+    let gives = |i: usize| table.columns[i].align == Align::Left;
+    let total = |shown: &[usize], width: &dyn Fn(usize) -> usize| {
+        shown.iter().map(|i| width(*i)).sum::<usize>() + GAP * shown.len().saturating_sub(1)
+    };
+    // Prose may give way, but not to nothing while optional figures stay.
+    let least = |widths: &[usize], i: usize| if gives(i) { widths[i].min(READABLE) } else { widths[i] };
+    while total(shown, &|i| least(widths, i)) > limit {
+        match shown.iter().rposition(|i| table.columns[*i].optional) {
+            Some(at) => drop(shown.remove(at)),
+            None => break,
+        }
+    }
+    while total(shown, &|i| widths[i]) > limit {
+        let widest =
+            shown.iter().copied().filter(|i| gives(*i) && widths[*i] > NARROWEST).max_by_key(|i| widths[*i]);
         match widest {
             Some(i) => widths[i] -= 1,
             None => return,
