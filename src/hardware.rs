@@ -1,1 +1,10 @@
-//! What this machine is: instruction sets, caches, cores, limits, measured peaks; device profiles and roofline.
+//! What this machine is and what other devices are: instruction sets, caches, cores, limits, measured
+//! peaks, device profiles. Knows no model.
+
+pub mod device;
+pub mod machine;
+pub mod peaks;
+
+pub use device::Device;
+pub use machine::{Caches, Limits, Machine};
+pub use peaks::Peaks;
