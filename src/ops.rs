@@ -8,8 +8,14 @@ pub mod coupling;
 pub mod dim;
 pub mod fact;
 
+mod conv;
 mod elementwise;
+pub(crate) mod float;
+mod matmul;
+mod normalization;
+mod pool;
 mod quantize;
+mod spatial;
 
 pub use attributes::{Attr, Attributes};
 pub use coupling::{Coupling, Cut, Link, Pattern, Port};
@@ -134,7 +140,14 @@ pub fn lookup(domain: &str, name: &str, opset: i64) -> Option<&'static Spec> {
     specs().find(|s| s.domain == domain && s.name == name && (s.opsets.0..=s.opsets.1).contains(&opset))
 }
 
-const FAMILIES: &[&[Spec]] = &[elementwise::SPECS, quantize::SPECS];
+const FAMILIES: &[&[Spec]] = &[
+    conv::SPECS,
+    elementwise::SPECS,
+    matmul::SPECS,
+    normalization::SPECS,
+    pool::SPECS,
+    quantize::SPECS,
+];
 
 /// The n-th input, or an error that says which one is missing.
 pub fn input<'a, T: ?Sized>(inputs: &[Option<&'a T>], n: usize) -> Result<&'a T> {

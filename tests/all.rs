@@ -24,3 +24,6 @@ mod child;
 mod runtime;
 #[path = "cli.rs"]
 mod cli;
+
+#[path = "gradients_nn.rs"]
+mod gradients_nn;

@@ -1,0 +1,192 @@
+//! Matrix products through the `gemm` crate. Matrices are views of slices with strides, so that a
+//! transposed operand is never copied; products are written into row-major slices.
+#![allow(unsafe_code)]
+
+use super::real::Real;
+use ::gemm::Parallelism;
+use rayon::prelude::*;
+
+/// A strided view of a matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// Element (i, j) is `data[i * row_stride + j * col_stride]`. Panics where that leaves `data`.
+    pub fn strided(
+        data: &'a [T],
+        rows: usize,
+        cols: usize,
+        row_stride: usize,
+        col_stride: usize,
+    ) -> Matrix<'a, T> {
+        if rows > 0 && cols > 0 {
+            let last = (rows - 1)
+                .checked_mul(row_stride)
+                .zip((cols - 1).checked_mul(col_stride))
+                .and_then(|(a, b)| a.checked_add(b));
+            assert!(last.is_some_and(|l| l < data.len()), "a matrix lies inside its slice");
+        }
+        Matrix { data, rows, cols, row_stride, col_stride }
+    }
+    /// A row-major matrix over the start of `data`.
+    pub fn new(data: &'a [T], rows: usize, cols: usize) -> Matrix<'a, T> {
+        Matrix::strided(data, rows, cols, cols, 1)
+    }
+    /// The transposed view.
+    pub fn t(self) -> Matrix<'a, T> {
+        Matrix {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// A pointer that tasks share; each writes elements that no other touches.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<T>(pub(super) *mut T);
+// SAFETY: every user hands disjoint element sets to its tasks and joins them before the slice is used.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+impl<T> Shared<T> {
+    /// Pointer to element `i`.
+    ///
+    /// # Safety
+    /// `i` must lie inside the slice that the pointer was taken from.
+    pub(super) unsafe fn at(&self, i: usize) -> *mut T {
+        // SAFETY: by contract.
+        unsafe { self.0.add(i) }
+    }
+}
+
+/// `c = alpha * a * b`, or `c += alpha * a * b` where `add`.
+///
+/// # Safety
+/// `c` must be valid for `a.rows` rows of `b.cols` elements at distance `c_stride`, and nobody else may
+/// touch those elements meanwhile.
+pub(super) unsafe fn product_at<T: Real>(
+    alpha: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    c: *mut T,
+    c_stride: usize,
+    add: bool,
+    parallel: bool,
+) {
+    assert_eq!(a.cols, b.rows, "inner sizes of a product agree");
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        if !add {
+            for i in 0..m {
+                // SAFETY: row `i` of `c` is ours by contract.
+                unsafe { std::slice::from_raw_parts_mut(c.add(i * c_stride), n) }.fill(T::ZERO);
+            }
+        }
+        return;
+    }
+    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    // SAFETY: `Matrix` keeps (rows, cols, strides) inside its slice; `c` is ours by contract.
+    unsafe {
+        ::gemm::gemm(
+            m,
+            n,
+            k,
+            c,
+            1,
+            c_stride as isize,
+            add,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            T::ONE,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// `c = alpha * a * b`, or `c += alpha * a * b` where `add`; `c` is row-major.
+pub fn product<T: Real>(
+    alpha: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    c: &mut [T],
+    add: bool,
+    parallel: bool,
+) {
+    assert_eq!(c.len(), a.rows * b.cols, "the result slice holds the product");
+    // SAFETY: the assertion and the exclusive borrow.
+    unsafe { product_at(alpha, a, b, c.as_mut_ptr(), b.cols, add, parallel) }
+}
+
+/// Independent products into consecutive parts of `c`; `operands(i)` gives those of the i-th.
+/// Small matrices run side by side, large ones one after another on all threads.
+pub fn batched<'a, T: Real>(
+    (m, n, k): (usize, usize, usize),
+    operands: impl Fn(usize) -> (Matrix<'a, T>, Matrix<'a, T>) + Sync,
+    c: &mut [T],
+) {
+    if m * n == 0 {
+        return;
+    }
+    let count = c.len() / (m * n);
+    let work = m as f64 * n as f64 * k as f64;
+    if count >= rayon::current_num_threads() && work < 1e8 && work * count as f64 > 3e4 {
+        c.par_chunks_exact_mut(m * n).enumerate().for_each(|(i, c)| {
+            let (a, b) = operands(i);
+            product(T::ONE, a, b, c, false, false);
+        });
+    } else {
+        for (i, c) in c.chunks_exact_mut(m * n).enumerate() {
+            let (a, b) = operands(i);
+            product(T::ONE, a, b, c, false, work > 1e5);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposed_views_multiply_without_a_copy() {
+        let a = [1f64, 2., 3., 4., 5., 6.];
+        let b = [1f64, 0., 2., 1., 0., 3.];
+        let mut c = [0f64; 4];
+        product(2.0, Matrix::new(&a, 2, 3), Matrix::new(&b, 2, 3).t(), &mut c, false, false);
+        assert_eq!(c, [14.0, 20.0, 32.0, 44.0]);
+        product(1.0, Matrix::new(&a, 2, 3), Matrix::new(&b, 3, 2), &mut c, true, true);
+        assert_eq!(c, [19.0, 31.0, 46.0, 66.0 + 1.0]);
+    }
+
+    #[test]
+    fn an_empty_inner_size_gives_zeros() {
+        let mut c = [7f32; 4];
+        product(1.0, Matrix::new(&[], 2, 0), Matrix::new(&[], 0, 2), &mut c, false, true);
+        assert_eq!(c, [0.0; 4]);
+    }
+
+    #[test]
+    #[should_panic(expected = "inside its slice")]
+    fn a_view_beyond_its_slice_is_refused() {
+        Matrix::strided(&[0f32; 5], 2, 3, 3, 1);
+    }
+}

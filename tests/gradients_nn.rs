@@ -1,0 +1,326 @@
+//! Gradients of products, convolutions, pools and norms against central differences in `f64`, and
+//! convolution against its definition.
+
+use candle_core::{Device, Tensor as Float};
+use rand::{Rng, SeedableRng};
+use tinsmith::ops::{self, Attr, Attributes, Vjp};
+use tinsmith::tensor::Value;
+
+fn random(shape: &[usize], seed: u64) -> Float {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let n = shape.iter().product();
+    let v: Vec<f64> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
+    Float::from_vec(v, shape, &Device::Cpu).unwrap()
+}
+
+fn flat(t: &Float) -> Vec<f64> {
+    t.flatten_all().unwrap().to_dtype(candle_core::DType::F64).unwrap().to_vec1().unwrap()
+}
+
+fn op(name: &str, opset: i64, attributes: &Attributes) -> std::sync::Arc<dyn ops::Operator> {
+    (ops::lookup("", name, opset).unwrap().parse)(attributes, opset).unwrap()
+}
+
+fn run(op: &dyn ops::Operator, inputs: &[Float]) -> Float {
+    let values: Vec<Value> = inputs.iter().map(|t| t.clone().into()).collect();
+    let refs: Vec<Option<&Value>> = values.iter().map(Some).collect();
+    op.eval(&refs).unwrap().remove(0).float().unwrap().clone()
+}
+
+/// Compares every gradient of the first output with central differences, and checks that each input
+/// alone gets its gradient and no other does.
+fn check(name: &str, opset: i64, attributes: Attributes, inputs: &[Float]) {
+    let op = op(name, opset, &attributes);
+    assert!(op.differentiable());
+    let y = run(&*op, inputs);
+    let dy = random(y.dims(), 99);
+    let weights = flat(&dy);
+    let loss =
+        |inputs: &[Float]| -> f64 { flat(&run(&*op, inputs)).iter().zip(&weights).map(|(a, b)| a * b).sum() };
+    let values: Vec<Value> = inputs.iter().map(|t| t.clone().into()).collect();
+    let refs: Vec<Option<&Value>> = values.iter().map(Some).collect();
+    let y: Value = y.into();
+    for i in 0..inputs.len() {
+        let mut needs = vec![false; inputs.len()];
+        needs[i] = true;
+        let grads = op
+            .vjp(&Vjp { inputs: &refs, outputs: &[Some(&y)], grads: &[Some(dy.clone())], needs: &needs })
+            .unwrap();
+        for (j, g) in grads.iter().enumerate() {
+            assert_eq!(g.is_some(), i == j, "{name}: gradient of input {j} when {i} is needed");
+        }
+        let grad = grads[i].as_ref().unwrap();
+        assert_eq!(grad.dims(), inputs[i].dims(), "{name}: shape of gradient {i}");
+        let (grad, base) = (flat(grad), flat(&inputs[i]));
+        let step = 1e-6;
+        for k in 0..base.len() {
+            let moved = |by: f64| {
+                let mut v = base.clone();
+                v[k] += by;
+                let mut inputs = inputs.to_vec();
+                inputs[i] = Float::from_vec(v, inputs[i].dims(), &Device::Cpu).unwrap();
+                loss(&inputs)
+            };
+            let expected = (moved(step) - moved(-step)) / (2.0 * step);
+            assert!(
+                (grad[k] - expected).abs() <= 1e-6 * (1.0 + expected.abs()) * 10.0,
+                "{name}: input {i} element {k}: {} is not {expected}",
+                grad[k]
+            );
+        }
+    }
+}
+
+fn ints(pairs: &[(&str, &[i64])]) -> Attributes {
+    pairs.iter().fold(Attributes::new(), |a, (n, v)| a.with(n, Attr::Ints(v.to_vec())))
+}
+
+#[test]
+fn matrix_products_have_exact_gradients() {
+    for (a, b) in [
+        (&[3usize, 4][..], &[4usize, 5][..]),
+        (&[2, 3, 4], &[4, 5]),
+        (&[2, 3, 4], &[2, 4, 5]),
+        (&[2, 1, 3, 4], &[3, 4, 2]),
+        (&[3, 4], &[2, 4, 2]),
+        (&[4], &[4, 3]),
+        (&[3, 4], &[4]),
+        (&[4], &[4]),
+        (&[2, 3, 4], &[4]),
+        (&[4], &[2, 4, 3]),
+    ] {
+        check("MatMul", 13, Attributes::new(), &[random(a, 1), random(b, 2)]);
+    }
+    for (ta, tb) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let attributes = Attributes::new()
+            .with("transA", Attr::Int(ta))
+            .with("transB", Attr::Int(tb))
+            .with("alpha", Attr::Float(0.5))
+            .with("beta", Attr::Float(1.5));
+        let a = if ta == 1 { [4, 3] } else { [3, 4] };
+        let b = if tb == 1 { [5, 4] } else { [4, 5] };
+        for c in [&[5usize][..], &[3, 5], &[3, 1], &[1, 5], &[]] {
+            check("Gemm", 13, attributes.clone(), &[random(&a, 1), random(&b, 2), random(c, 3)]);
+        }
+    }
+}
+
+#[test]
+fn a_product_of_transposed_views_equals_that_of_copies() {
+    let (a, b) = (random(&[2, 3, 6, 4], 1), random(&[2, 3, 6, 5], 2));
+    let op = op("MatMul", 13, &Attributes::new());
+    let view = run(&*op, &[a.transpose(2, 3).unwrap(), b.clone()]);
+    let copy = run(&*op, &[a.transpose(2, 3).unwrap().contiguous().unwrap(), b]);
+    assert_eq!(flat(&view), flat(&copy));
+}
+
+#[test]
+fn convolutions_have_exact_gradients() {
+    let conv = |group: i64, attributes: Attributes, x: &[usize], w: &[usize]| {
+        let attributes = attributes.with("group", Attr::Int(group));
+        check("Conv", 11, attributes, &[random(x, 1), random(w, 2), random(&w[..1], 3)]);
+    };
+    conv(1, Attributes::new(), &[2, 3, 5, 4], &[4, 3, 1, 1]);
+    conv(1, ints(&[("pads", &[1, 1, 1, 1])]), &[2, 3, 5, 4], &[4, 3, 3, 3]);
+    conv(1, ints(&[("pads", &[1, 0, 2, 1]), ("strides", &[2, 3])]), &[2, 2, 6, 7], &[3, 2, 3, 2]);
+    conv(1, ints(&[("pads", &[2, 2, 2, 2]), ("dilations", &[2, 2])]), &[1, 2, 6, 5], &[3, 2, 3, 3]);
+    conv(2, ints(&[("pads", &[1, 1, 1, 1])]), &[2, 4, 4, 4], &[6, 2, 3, 3]);
+    conv(4, ints(&[("pads", &[1, 1, 1, 1])]), &[2, 4, 5, 5], &[4, 1, 3, 3]);
+    conv(3, ints(&[("pads", &[1, 0, 0, 1]), ("strides", &[2, 2])]), &[2, 3, 5, 6], &[6, 1, 3, 3]);
+    conv(3, ints(&[("dilations", &[2, 1]), ("pads", &[2, 1, 2, 1])]), &[1, 3, 5, 6], &[3, 1, 3, 3]);
+    conv(1, ints(&[("pads", &[2, 1]), ("strides", &[2])]), &[2, 3, 9], &[4, 3, 4]);
+    conv(3, ints(&[("pads", &[1, 1])]), &[2, 3, 9], &[3, 1, 3]);
+    conv(1, ints(&[("pads", &[1, 0, 1, 0, 1, 1])]), &[1, 2, 3, 4, 3], &[2, 2, 2, 3, 2]);
+    let same = Attributes::new().with("auto_pad", Attr::Str(b"SAME_LOWER".to_vec()));
+    conv(1, same, &[1, 2, 5, 5], &[2, 2, 2, 2]);
+}
+
+#[test]
+fn transposed_convolutions_have_exact_gradients() {
+    let conv = |group: i64, attributes: Attributes, x: &[usize], w: &[usize]| {
+        let attributes = attributes.with("group", Attr::Int(group));
+        let bias = [w[1] * group as usize];
+        check("ConvTranspose", 11, attributes, &[random(x, 1), random(w, 2), random(&bias, 3)]);
+    };
+    conv(1, ints(&[("strides", &[2, 2])]), &[2, 3, 3, 4], &[3, 2, 2, 2]);
+    let odd = ints(&[("strides", &[3, 2]), ("pads", &[1, 0, 0, 1]), ("output_padding", &[1, 1])]);
+    conv(1, odd, &[1, 2, 3, 3], &[2, 3, 3, 3]);
+    conv(2, ints(&[("dilations", &[2])]), &[2, 4, 5], &[4, 3, 3]);
+    conv(3, ints(&[("strides", &[2, 2])]), &[1, 3, 3, 3], &[3, 1, 3, 3]);
+}
+
+/// The definition, tap by tap.
+fn naive(x: &[f64], w: &[f64], k: &tinsmith::kernels::conv::Conv) -> Vec<f64> {
+    let mut y = vec![];
+    for n in 0..k.batch {
+        for m in 0..k.groups * k.outputs {
+            for oy in 0..k.output[1] {
+                for ox in 0..k.output[2] {
+                    let mut sum = 0.0;
+                    for c in 0..k.inputs {
+                        for ky in 0..k.kernel[1] {
+                            for kx in 0..k.kernel[2] {
+                                let iy = (oy * k.stride[1] + ky * k.dilation[1]) as i64 - k.pad[1] as i64;
+                                let ix = (ox * k.stride[2] + kx * k.dilation[2]) as i64 - k.pad[2] as i64;
+                                if iy < 0 || ix < 0 || iy >= k.input[1] as i64 || ix >= k.input[2] as i64 {
+                                    continue;
+                                }
+                                let channel = n * k.groups * k.inputs + m / k.outputs * k.inputs + c;
+                                let at = (channel * k.input[1] + iy as usize) * k.input[2] + ix as usize;
+                                sum += x[at] * w[((m * k.inputs + c) * k.kernel[1] + ky) * k.kernel[2] + kx];
+                            }
+                        }
+                    }
+                    y.push(sum);
+                }
+            }
+        }
+    }
+    y
+}
+
+#[test]
+fn convolution_of_any_geometry_follows_its_definition() {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(5);
+    for _ in 0..200 {
+        let mut r = |a: usize, b: usize| rng.random_range(a..=b);
+        let (groups, kernel) = (r(1, 3), [1, r(1, 4), r(1, 4)]);
+        let (stride, dilation) = ([1, r(1, 3), r(1, 3)], [1, r(1, 3), r(1, 3)]);
+        let pad = [0, r(0, 3), r(0, 3)];
+        let input = [1, r(1, 24), r(1, 24)];
+        let out = |a: usize| {
+            let room = input[a] + pad[a] + r(0, 2);
+            let extent = (kernel[a] - 1) * dilation[a] + 1;
+            (room >= extent).then(|| (room - extent) / stride[a] + 1)
+        };
+        let mut out = out;
+        let (Some(h), Some(w)) = (out(1), out(2)) else { continue };
+        let k = tinsmith::kernels::conv::Conv {
+            batch: rng.random_range(1..3),
+            groups,
+            inputs: rng.random_range(1..3),
+            outputs: rng.random_range(1..4),
+            input,
+            output: [1, h, w],
+            kernel,
+            stride,
+            dilation,
+            pad,
+        };
+        let x = flat(&random(&[k.batch * groups * k.inputs * k.area_in()], 1));
+        let weights = flat(&random(&[groups * k.outputs * k.taps()], 2));
+        let expected = naive(&x, &weights, &k);
+        let mut y = vec![0.0; expected.len()];
+        k.forward(&x, &weights, None, &mut y);
+        for (a, b) in y.iter().zip(&expected) {
+            assert!((a - b).abs() < 1e-12, "{k:?}");
+        }
+    }
+}
+
+#[test]
+fn pools_have_exact_gradients() {
+    for name in ["MaxPool", "AveragePool"] {
+        let pool = |attributes: Attributes, x: &[usize]| check(name, 19, attributes, &[random(x, 1)]);
+        pool(ints(&[("kernel_shape", &[2, 2]), ("strides", &[2, 2])]), &[2, 2, 4, 6]);
+        pool(
+            ints(&[("kernel_shape", &[3, 2]), ("strides", &[2, 1]), ("pads", &[1, 0, 1, 1])]),
+            &[1, 2, 5, 5],
+        );
+        pool(ints(&[("kernel_shape", &[3]), ("strides", &[2])]).with("ceil_mode", Attr::Int(1)), &[1, 2, 6]);
+        pool(ints(&[("kernel_shape", &[2, 2, 2]), ("dilations", &[2, 1, 2])]), &[1, 1, 4, 3, 5]);
+        let padded = ints(&[("kernel_shape", &[3, 3]), ("pads", &[1, 1, 1, 1])]);
+        pool(padded.with("count_include_pad", Attr::Int(1)), &[1, 2, 4, 4]);
+    }
+    for name in ["GlobalAveragePool", "GlobalMaxPool"] {
+        check(name, 13, Attributes::new(), &[random(&[2, 3, 4, 5], 1)]);
+    }
+}
+
+#[test]
+fn norms_have_exact_gradients() {
+    let channel = |shape: &[usize]| -> Vec<Float> {
+        let positive = (random(&[shape[1]], 5).abs().unwrap() + 0.5).unwrap();
+        let p = |s| random(&[shape[1]], s);
+        vec![random(shape, 1), p(2), p(3), p(4), positive]
+    };
+    check("BatchNormalization", 9, Attributes::new(), &channel(&[2, 3, 4, 2]));
+    check("BatchNormalization", 15, Attributes::new(), &channel(&[4, 3]));
+    for axis in [-1, 1] {
+        let attributes = Attributes::new().with("axis", Attr::Int(axis)).with("epsilon", Attr::Float(1e-3));
+        let normal: &[usize] = if axis == 1 { &[3, 4] } else { &[4] };
+        let inputs = [random(&[2, 3, 4], 1), random(normal, 2), random(normal, 3)];
+        check("LayerNormalization", 17, attributes.clone(), &inputs);
+        check("LayerNormalization", 17, attributes.clone(), &inputs[..2]);
+        check("RMSNormalization", 23, attributes, &inputs[..2]);
+    }
+    check("InstanceNormalization", 6, Attributes::new(), &channel(&[2, 3, 4, 2])[..3]);
+    let groups = Attributes::new().with("num_groups", Attr::Int(2));
+    check("GroupNormalization", 21, groups, &channel(&[2, 4, 3, 2])[..3]);
+}
+
+#[test]
+fn training_mode_differentiates_through_the_statistics_of_the_batch() {
+    let attributes = Attributes::new().with("training_mode", Attr::Int(1));
+    let op = op("BatchNormalization", 15, &attributes);
+    let inputs = [
+        random(&[3, 2, 4], 1),
+        random(&[2], 2),
+        random(&[2], 3),
+        random(&[2], 4),
+        random(&[2], 5).abs().unwrap(),
+    ];
+    let values: Vec<Value> = inputs.iter().map(|t| t.clone().into()).collect();
+    let refs: Vec<Option<&Value>> = values.iter().map(Some).collect();
+    let y = op.eval(&refs).unwrap();
+    assert_eq!(y.len(), 3);
+    let dy = random(&[3, 2, 4], 9);
+    let grads = [Some(dy.clone()), None, None];
+    let needs = [true, true, true, false, false];
+    let d = op.vjp(&Vjp { inputs: &refs, outputs: &[], grads: &grads, needs: &needs }).unwrap();
+    for i in 0..3 {
+        let (grad, base) = (flat(d[i].as_ref().unwrap()), flat(&inputs[i]));
+        for k in 0..base.len() {
+            let moved = |by: f64| {
+                let mut v = base.clone();
+                v[k] += by;
+                let mut inputs = inputs.to_vec();
+                inputs[i] = Float::from_vec(v, inputs[i].dims(), &Device::Cpu).unwrap();
+                flat(&run(&*op, &inputs)).iter().zip(flat(&dy)).map(|(a, b)| a * b).sum::<f64>()
+            };
+            let expected = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+            assert!(
+                (grad[k] - expected).abs() < 1e-5,
+                "input {i} element {k}: {} is not {expected}",
+                grad[k]
+            );
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_are_invalid_and_huge_results_are_limited() {
+    let kind = |name: &str, attributes: Attributes, inputs: &[Float]| {
+        let values: Vec<Value> = inputs.iter().map(|t| t.clone().into()).collect();
+        let refs: Vec<Option<&Value>> = values.iter().map(Some).collect();
+        op(name, 13, &attributes).eval(&refs).unwrap_err().kind()
+    };
+    use tinsmith::error::Kind;
+    let r = |s: &[usize]| random(s, 1);
+    assert_eq!(kind("MatMul", Attributes::new(), &[r(&[2, 3]), r(&[2, 3])]), Kind::Invalid);
+    assert_eq!(kind("MatMul", Attributes::new(), &[r(&[]), r(&[2, 3])]), Kind::Invalid);
+    assert_eq!(kind("Gemm", Attributes::new(), &[r(&[2, 3]), r(&[3, 4]), r(&[3])]), Kind::Invalid);
+    assert_eq!(kind("Conv", Attributes::new(), &[r(&[1, 3, 4, 4]), r(&[2, 2, 3, 3])]), Kind::Invalid);
+    assert_eq!(kind("Conv", Attributes::new(), &[r(&[1, 2, 2, 2]), r(&[2, 2, 3, 3])]), Kind::Invalid);
+    assert_eq!(
+        kind("Conv", Attributes::new(), &[r(&[1, 2, 4, 4]), r(&[2, 2, 3, 3]), r(&[3])]),
+        Kind::Invalid
+    );
+    assert_eq!(
+        kind("BatchNormalization", Attributes::new(), &[r(&[2, 3]), r(&[3]), r(&[3]), r(&[2]), r(&[3])]),
+        Kind::Invalid
+    );
+    assert_eq!(kind("MaxPool", ints(&[("kernel_shape", &[3])]), &[r(&[1, 2, 2])]), Kind::Invalid);
+    let wide = ints(&[("pads", &[1 << 20, 1 << 20, 1 << 20, 1 << 20])]);
+    assert_eq!(kind("Conv", wide, &[r(&[1, 1, 4, 4]), r(&[2, 1, 3, 3])]), Kind::Limit);
+}
