@@ -5,6 +5,7 @@
 mod baseline;
 mod compare;
 mod context;
+mod doctor;
 mod failure;
 mod follow;
 mod generate;
@@ -13,7 +14,9 @@ mod import;
 mod inspect;
 mod jobs;
 mod measure;
+mod progress;
 mod run;
+mod setup;
 mod step;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -81,6 +84,9 @@ enum Command {
     Inspect(inspect::Inspect),
     Diff(inspect::Diff),
     Import(import::Args),
+    Fetch(setup::Fetch),
+    Setup(setup::Setup),
+    Doctor(doctor::Args),
     Run(run::Args),
     Prune(step::Prune),
     Quantize(step::Quantize),
@@ -108,11 +114,17 @@ pub struct Workbench {
     pub runs: bool,
 }
 
-/// Opens the workbench; returns the lines that it leaves behind.
-pub type OpenWorkbench = fn(Workbench) -> crate::error::Result<Vec<String>>;
+/// What the command line shows of the workbench without knowing it.
+#[derive(Debug, Clone, Copy)]
+pub struct OtherFace {
+    /// Opens the workbench; returns the lines that it leaves behind.
+    pub open: fn(Workbench) -> crate::error::Result<Vec<String>>,
+    /// Its key map, as Markdown.
+    pub keys: fn() -> String,
+}
 
 /// Runs the command line of this process and returns its exit code.
-pub fn main(workbench: OpenWorkbench) -> ExitCode {
+pub fn main(workbench: OtherFace) -> ExitCode {
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
     let json = failure::wants_json(&arguments);
     let matches = match Cli::command().try_get_matches_from(&arguments) {
@@ -130,7 +142,7 @@ pub fn main(workbench: OpenWorkbench) -> ExitCode {
     }
 }
 
-fn execute(cli: Cli, workbench: OpenWorkbench) -> anyhow::Result<()> {
+fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
     let context = Context::new(&cli.global)?;
     match cli.command {
         None => {
@@ -140,12 +152,15 @@ fn execute(cli: Cli, workbench: OpenWorkbench) -> anyhow::Result<()> {
                 When::Never => Some(false),
             };
             let (paths, settings) = (context.paths.clone(), context.settings.clone());
-            let lines = workbench(Workbench { paths, settings, model: None, color, runs: false })?;
+            let lines = (workbench.open)(Workbench { paths, settings, model: None, color, runs: false })?;
             lines.iter().try_for_each(|line| context.write(&format!("{line}\n")))
         }
         Some(Command::Inspect(args)) => inspect::inspect(&context, args),
         Some(Command::Diff(args)) => inspect::diff(&context, args),
         Some(Command::Import(args)) => import::run(&context, args),
+        Some(Command::Fetch(args)) => setup::run(&context, args),
+        Some(Command::Setup(args)) => setup::setup(&context, args),
+        Some(Command::Doctor(args)) => doctor::run(&context, args),
         Some(Command::Run(args)) => run::run(&context, args),
         Some(Command::Prune(args)) => step::prune(&context, args),
         Some(Command::Quantize(args)) => step::quantize(&context, args),
@@ -155,7 +170,7 @@ fn execute(cli: Cli, workbench: OpenWorkbench) -> anyhow::Result<()> {
         Some(Command::Compare(args)) => compare::run(&context, args),
         Some(Command::Jobs(args)) => jobs::run(&context, args),
         Some(Command::Baseline(args)) => baseline::run(&context, args),
-        Some(Command::Gen(args)) => generate::run(&context, args),
+        Some(Command::Gen(args)) => generate::run(&context, args, workbench.keys),
     }
 }
 

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     }
     match tinsmith::jobs::worker::invoked(std::env::args_os()) {
         Some(code) => ExitCode::from(code),
-        None => cli::main(workbench),
+        None => cli::main(cli::OtherFace { open: workbench, keys: tui::keys_markdown }),
     }
 }
 

@@ -244,6 +244,29 @@ fn errors_are_objects_under_json() {
 }
 
 #[test]
+fn the_doctor_reports_in_its_schema_and_names_the_next_step() {
+    let home = Home::new();
+    let document = validate(&home, "doctor", &home.stdout(&["doctor", "--format", "json"]));
+    let names: Vec<_> =
+        document["checks"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert!(["processor", "onnxruntime", "home", "space"].iter().all(|n| names.contains(n)), "{names:?}");
+    let out = home.command(&["doctor"]).env("TINSMITH_ORT_DYLIB", "/nowhere.so").output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stdout).contains("/nowhere.so"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn keys_settings_and_known_names_are_listed() {
+    let home = Home::new();
+    assert!(home.stdout(&["gen", "keys"]).contains("[keys]"));
+    assert!(home.stdout(&["fetch"]).contains("magika"));
+    assert_eq!(home.run(&["fetch", "nope"]).status.code(), Some(2));
+    let alone = home.run(&[]);
+    assert_eq!(alone.status.code(), Some(2), "the workbench needs a terminal");
+    assert_clean(&[], &alone);
+}
+
+#[test]
 fn settings_with_a_mistake_are_named() {
     let home = Home::new();
     fs::create_dir_all(home.path("config/tinsmith")).unwrap();

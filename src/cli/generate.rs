@@ -33,6 +33,9 @@ enum What {
     /// A settings file with every field and its default
     #[command(after_help = "Example:\n  tinsmith gen config > ~/.config/tinsmith/config.toml")]
     Config,
+    /// Keys and actions of the workbench, as Markdown
+    #[command(after_help = "Example:\n  tinsmith gen keys > keys.md")]
+    Keys,
     /// A published JSON schema, or their names
     #[command(after_help = "Example:\n  tinsmith gen schema recipe")]
     Schema {
@@ -41,7 +44,7 @@ enum What {
     },
 }
 
-pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+pub(super) fn run(context: &Context, args: Args, keys: fn() -> String) -> anyhow::Result<()> {
     match args.what {
         What::Completions { shell } => {
             let mut out = Vec::new();
@@ -61,6 +64,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             context.note(&format!("man pages are in {}", dir.display()));
             Ok(())
         }
+        What::Keys => context.write(&keys()),
         What::Config => context.write(CONFIG),
         What::Schema { name: None } => {
             context.write(&SCHEMAS.iter().map(|(name, _)| format!("{name}\n")).collect::<String>())
