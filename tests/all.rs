@@ -27,3 +27,6 @@ mod cli;
 
 #[path = "gradients_nn.rs"]
 mod gradients_nn;
+
+#[path = "conformance.rs"]
+mod conformance;
