@@ -7,3 +7,4 @@ pub mod gemm;
 pub mod norm;
 pub mod pool;
 pub mod real;
+pub mod resample;

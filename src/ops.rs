@@ -15,7 +15,9 @@ mod matmul;
 mod normalization;
 mod pool;
 mod quantize;
+mod resize;
 mod spatial;
+mod vector_norm;
 
 pub use attributes::{Attr, Attributes};
 pub use coupling::{Coupling, Cut, Link, Pattern, Port};
@@ -140,8 +142,16 @@ pub fn lookup(domain: &str, name: &str, opset: i64) -> Option<&'static Spec> {
     specs().find(|s| s.domain == domain && s.name == name && (s.opsets.0..=s.opsets.1).contains(&opset))
 }
 
-const FAMILIES: &[&[Spec]] =
-    &[conv::SPECS, elementwise::SPECS, matmul::SPECS, normalization::SPECS, pool::SPECS, quantize::SPECS];
+const FAMILIES: &[&[Spec]] = &[
+    conv::SPECS,
+    elementwise::SPECS,
+    matmul::SPECS,
+    normalization::SPECS,
+    pool::SPECS,
+    quantize::SPECS,
+    resize::SPECS,
+    vector_norm::SPECS,
+];
 
 /// The n-th input, or an error that says which one is missing.
 pub fn input<'a, T: ?Sized>(inputs: &[Option<&'a T>], n: usize) -> Result<&'a T> {

@@ -238,6 +238,48 @@ fn pools_have_exact_gradients() {
 }
 
 #[test]
+fn resizing_has_an_exact_gradient_in_every_mode() {
+    for mode in ["nearest", "linear", "cubic"] {
+        for coordinates in
+            ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric"]
+        {
+            for antialias in [0, 1] {
+                let attributes = Attributes::new()
+                    .with("mode", Attr::Str(mode.into()))
+                    .with("coordinate_transformation_mode", Attr::Str(coordinates.into()))
+                    .with("antialias", Attr::Int(antialias))
+                    .with("axes", Attr::Ints(vec![2, 3]));
+                let op = op("Resize", 19, &attributes);
+                let x = random(&[1, 2, 4, 5], 1);
+                let scales: Value = Float::from_vec(vec![2.5f32, 0.6], 2, &Device::Cpu).unwrap().into();
+                let run = |x: &Float| {
+                    let x: Value = x.clone().into();
+                    op.eval(&[Some(&x), None, Some(&scales)]).unwrap().remove(0).float().unwrap().clone()
+                };
+                let dy = random(run(&x).dims(), 2);
+                let loss = |x: &Float| -> f64 { flat(&(run(x) * &dy).unwrap()).iter().sum() };
+                let value: Value = x.clone().into();
+                let grads = [Some(dy.clone())];
+                let v = Vjp {
+                    inputs: &[Some(&value), None, Some(&scales)],
+                    outputs: &[],
+                    grads: &grads,
+                    needs: &[true, false, false],
+                };
+                let grad = flat(op.vjp(&v).unwrap()[0].as_ref().unwrap());
+                for k in 0..grad.len() {
+                    let mut v = flat(&x);
+                    v[k] += 1.0;
+                    let moved = Float::from_vec(v, x.dims(), &Device::Cpu).unwrap();
+                    let expected = loss(&moved) - loss(&x);
+                    assert!((grad[k] - expected).abs() < 1e-9, "{mode} {coordinates} {antialias} {k}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn norms_have_exact_gradients() {
     let channel = |shape: &[usize]| -> Vec<Float> {
         let positive = (random(&[shape[1]], 5).abs().unwrap() + 0.5).unwrap();
