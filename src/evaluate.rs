@@ -1,5 +1,14 @@
 //! Tasks, metrics, parity and statistics. Models and data enter; measurements with raw samples and
 //! intervals leave. Knows no job and no recipe.
 
+pub mod accuracy;
+pub mod measure;
 pub mod measurement;
+pub mod noise;
+pub mod parity;
 pub mod stats;
+
+/// The kinds of work that a child process does for this room.
+pub fn handlers() -> Vec<crate::child::Handler> {
+    vec![measure::handler()]
+}

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
 fn handlers() -> Vec<tinsmith::child::Handler> {
     let mut handlers = vec![tinsmith::child::fault_handler()];
     handlers.extend(tinsmith::runtime::handlers());
+    handlers.extend(tinsmith::evaluate::handlers());
     handlers
 }
 

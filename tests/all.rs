@@ -30,3 +30,5 @@ mod gradients_nn;
 
 #[path = "conformance.rs"]
 mod conformance;
+#[path = "measure.rs"]
+mod measure;
