@@ -162,17 +162,22 @@ fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder
         Optimization::All => GraphOptimizationLevel::All,
     };
     let threads = options.threads.max(1);
+    let cpu = ort::ep::CPU::default().with_arena_allocator(options.arena).build();
     let mut builder = ort::session::Session::builder(&runtime.environment)
         .map_err(|e| fault(&e, "set a session up"))?
         .with_optimization_level(level)
-        .and_then(|b| b.with_intra_threads(threads))
-        .and_then(|b| b.with_inter_threads(1))
-        .and_then(|b| b.with_intra_op_spinning(options.spinning))
-        .and_then(|b| b.with_memory_pattern(options.memory_pattern))
-        .and_then(|b| b.with_log_level(ort::logging::LogLevel::Error))
-        .and_then(|b| {
-            b.with_execution_providers([ort::ep::CPU::default().with_arena_allocator(options.arena).build()])
-        })
+        .map_err(set)?
+        .with_intra_threads(threads)
+        .map_err(set)?
+        .with_inter_threads(1)
+        .map_err(set)?
+        .with_intra_op_spinning(options.spinning)
+        .map_err(set)?
+        .with_memory_pattern(options.memory_pattern)
+        .map_err(set)?
+        .with_log_level(ort::logging::LogLevel::Error)
+        .map_err(set)?
+        .with_execution_providers([cpu])
         .map_err(set)?;
     if threads > 1 && options.cpus.len() >= threads {
         // One entry for each thread that the library starts; its CPUs count from 1.
