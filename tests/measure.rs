@@ -73,7 +73,12 @@ fn the_same_file_measured_twice_gives_the_same_figures() {
     }
     let of = |i: usize| rows[i].latency_ms.as_ref().unwrap();
     let ratio = stats::median(&of(1).samples) / stats::median(&of(0).samples);
-    println!("A/A ratio {ratio:.4}; {:.3} ms, n = {}, noise {:?}", of(0).p50, of(0).n, rows[0].conditions.noise);
+    println!(
+        "A/A ratio {ratio:.4}; {:.3} ms, n = {}, noise {:?}",
+        of(0).p50,
+        of(0).n,
+        rows[0].conditions.noise
+    );
     // Other tests may run beside this one; interleaving keeps the ratio near 1 all the same.
     assert!((0.7..1.4).contains(&ratio), "{ratio}");
 }
@@ -137,7 +142,10 @@ fn accuracy_on_digits_is_that_of_a_nearest_mean_classifier() {
     let variants = [VariantSpec::new("original", &path), VariantSpec::new("again", &path).exact()];
     let rows = compare_variants(&variants, &options, &Silent).unwrap();
     let quality = rows[0].quality.as_ref().unwrap_or_else(|| panic!("{:?}", rows[0].failures));
-    println!("nearest mean: {:.4} [{:.4}, {:.4}], n = {}", quality.value, quality.ci95.low, quality.ci95.high, quality.n);
+    println!(
+        "nearest mean: {:.4} [{:.4}, {:.4}], n = {}",
+        quality.value, quality.ci95.low, quality.ci95.high, quality.n
+    );
     assert!((0.85..0.95).contains(&quality.value), "{}", quality.value);
     let data = DataSet::open("digits:test").unwrap();
     assert_eq!((quality.n, quality.data_hash.as_str()), (data.len(), data.hash()));
@@ -145,7 +153,8 @@ fn accuracy_on_digits_is_that_of_a_nearest_mean_classifier() {
     assert_eq!(rows[1].output_error, Some(0.0));
     let alone = accuracy_of(&path, "digits:test", &options, &Silent).unwrap();
     assert_eq!(alone.correct, quality.correct);
-    let e = compare_variants(&variants, &MeasureOptions { eval: Some("digits:nope".into()), ..options }, &Silent);
+    let e =
+        compare_variants(&variants, &MeasureOptions { eval: Some("digits:nope".into()), ..options }, &Silent);
     assert_eq!(e.unwrap_err().kind(), Kind::Usage);
 }
 

@@ -36,10 +36,13 @@ impl InputForm {
             _ => {
                 let wanted: Vec<String> =
                     self.dims.iter().map(|d| d.map_or("?".into(), |d| d.to_string())).collect();
-                return Err(Error::usage("EVAL-SHAPE", "the rows of the data do not have the shape of the model's input")
-                    .found(format!("{item:?}"))
-                    .limit(wanted.join(","))
-                    .hint("state the shape of one row in the data spec, such as shape=1,8,8"));
+                return Err(Error::usage(
+                    "EVAL-SHAPE",
+                    "the rows of the data do not have the shape of the model's input",
+                )
+                .found(format!("{item:?}"))
+                .limit(wanted.join(","))
+                .hint("state the shape of one row in the data spec, such as shape=1,8,8"));
             }
         };
         let shape: Vec<usize> = std::iter::once(count).chain(shape).collect();
@@ -111,10 +114,13 @@ fn classes_of(scores: &Tensor, size: usize, rows: usize, form: &InputForm) -> Re
     let wide = shape.iter().skip(1).filter(|d| **d != 1).count();
     let classes: usize = shape.iter().skip(1).product();
     if shape.len() < 2 || shape[0] != expected || wide > 1 || classes == 0 {
-        return Err(Error::usage("EVAL-OUTPUT", "the model's first output is not one row of scores for each input")
-            .found(format!("{shape:?}"))
-            .limit(format!("[{expected}, classes]"))
-            .hint("this task is for classifiers"));
+        return Err(Error::usage(
+            "EVAL-OUTPUT",
+            "the model's first output is not one row of scores for each input",
+        )
+        .found(format!("{shape:?}"))
+        .limit(format!("[{expected}, classes]"))
+        .hint("this task is for classifiers"));
     }
     Ok(classes)
 }
@@ -184,7 +190,8 @@ mod tests {
         for shape in [vec![4], vec![4, 2, 5], vec![2, 20], vec![4, 3]] {
             let count = shape.iter().product();
             assert!(
-                classify(&data, &form(None), 4, &mut |_| Tensor::from_vec(shape.clone(), vec![0f32; count])).is_err()
+                classify(&data, &form(None), 4, &mut |_| Tensor::from_vec(shape.clone(), vec![0f32; count]))
+                    .is_err()
             );
         }
         let image = InputForm { dtype: DType::F32, dims: vec![None, Some(3), Some(8), Some(8)] };

@@ -187,7 +187,8 @@ pub fn compare_variants(
     let machine = Machine::detect();
     let cpus = if options.pin { cpus_for(options.threads, &machine) } else { Vec::new() };
     let conditions = conditions(options, &machine, &cpus);
-    let work = tempfile::tempdir().map_err(|e| Error::io("create a directory for outputs", std::env::temp_dir(), e))?;
+    let work = tempfile::tempdir()
+        .map_err(|e| Error::io("create a directory for outputs", std::env::temp_dir(), e))?;
     let rounds = options.rounds.max(1);
     let total = (variants.len() * (rounds + 2)) as u64;
     monitor.phase("measure", Some(total));
@@ -253,7 +254,11 @@ fn cpus_for(threads: usize, machine: &Machine) -> Vec<usize> {
         })
         .collect();
     cpus.sort_unstable();
-    if cpus.len() < threads { Vec::new() } else { cpus.into_iter().take(threads).map(|(_, cpu)| cpu).collect() }
+    if cpus.len() < threads {
+        Vec::new()
+    } else {
+        cpus.into_iter().take(threads).map(|(_, cpu)| cpu).collect()
+    }
 }
 
 fn conditions(options: &MeasureOptions, machine: &Machine, cpus: &[usize]) -> Conditions {
@@ -377,7 +382,10 @@ fn check_outputs(subjects: &mut [Subject<'_>], options: &MeasureOptions) {
                     refuse("an output is not a finite number".into());
                 } else if subject.spec.exact && p.max_rel > options.tolerance {
                     let place = p.first.map_or(String::new(), |f| {
-                        format!(", first at element {} of \"{}\": {} instead of {}", f.element, f.output, f.value, f.reference)
+                        format!(
+                            ", first at element {} of \"{}\": {} instead of {}",
+                            f.element, f.output, f.value, f.reference
+                        )
                     });
                     refuse(format!(
                         "outputs differ from the reference by {:.2e} of the largest, {:.0e} is allowed{place}",
@@ -391,10 +399,16 @@ fn check_outputs(subjects: &mut [Subject<'_>], options: &MeasureOptions) {
     }
 }
 
-fn sample(subject: &mut Subject<'_>, options: &MeasureOptions, rounds: usize, monitor: &dyn Monitor) -> Result<()> {
+fn sample(
+    subject: &mut Subject<'_>,
+    options: &MeasureOptions,
+    rounds: usize,
+    monitor: &dyn Monitor,
+) -> Result<()> {
     let Some(loaded) = &subject.loaded else { return Ok(()) };
     let budget = options.seconds * 1e3 / rounds as f64;
-    let question = Question::Sample { budget_ms: budget, most: 2000usize.div_ceil(rounds), inner: loaded.inner };
+    let question =
+        Question::Sample { budget_ms: budget, most: 2000usize.div_ceil(rounds), inner: loaded.inner };
     subject.watch.start();
     let answer = subject.ask(&question, monitor);
     match answer {

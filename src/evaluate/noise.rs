@@ -30,8 +30,13 @@ struct Counters {
 }
 
 fn stat(text: &str) -> Option<(u64, u64, u64)> {
-    let fields: Vec<u64> =
-        text.lines().next()?.strip_prefix("cpu ")?.split_whitespace().filter_map(|f| f.parse().ok()).collect();
+    let fields: Vec<u64> = text
+        .lines()
+        .next()?
+        .strip_prefix("cpu ")?
+        .split_whitespace()
+        .filter_map(|f| f.parse().ok())
+        .collect();
     let at = |i: usize| fields.get(i).copied().unwrap_or(0);
     // user nice system idle iowait irq softirq steal; guest time is part of user time.
     Some((fields.iter().take(8).sum(), at(3) + at(4), at(7)))

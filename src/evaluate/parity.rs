@@ -39,11 +39,7 @@ pub struct Parity {
 ///
 /// # Errors
 /// `Integrity` where the outputs cannot be compared: another number of them, another shape.
-pub fn parity(
-    reference: &[(String, Tensor)],
-    other: &[(String, Tensor)],
-    tolerance: f64,
-) -> Result<Parity> {
+pub fn parity(reference: &[(String, Tensor)], other: &[(String, Tensor)], tolerance: f64) -> Result<Parity> {
     if reference.len() != other.len() {
         return Err(Error::integrity("PARITY-OUTPUTS", "the models have different numbers of outputs")
             .found(other.len())

@@ -182,7 +182,8 @@ fn first_rows(spec: &str, inputs: &[Port]) -> Result<Vec<(String, Tensor)>> {
     let data = DataSet::open(spec)?;
     let size = form.batch(ROWS.min(data.len()));
     let mut batches = data.batches(size.min(data.len()));
-    let batch = batches.next().transpose()?.ok_or_else(|| Error::invalid("DATA-EMPTY", "the data have no rows"))?;
+    let batch =
+        batches.next().transpose()?.ok_or_else(|| Error::invalid("DATA-EMPTY", "the data have no rows"))?;
     let rows = form.fit(&batch.input)?;
     let count = rows.shape()[0];
     let indices: Vec<usize> = (0..size).map(|i| i.min(count - 1)).collect();
