@@ -4,6 +4,7 @@
 pub mod conv;
 pub mod depthwise;
 pub mod gemm;
+pub mod integer;
 pub mod norm;
 pub mod pool;
 pub mod real;

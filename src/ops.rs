@@ -11,6 +11,7 @@ pub mod fact;
 mod conv;
 mod elementwise;
 pub(crate) mod float;
+mod integer;
 mod matmul;
 mod normalization;
 mod pool;
@@ -145,6 +146,7 @@ pub fn lookup(domain: &str, name: &str, opset: i64) -> Option<&'static Spec> {
 const FAMILIES: &[&[Spec]] = &[
     conv::SPECS,
     elementwise::SPECS,
+    integer::SPECS,
     matmul::SPECS,
     normalization::SPECS,
     pool::SPECS,

@@ -126,14 +126,14 @@ impl Conv {
             }
         }
     }
-    /// Fills `col` (`[taps, to - from]`) from the channels of one group.
-    fn im2col<T: Real>(&self, x: &[T], col: &mut [T], from: usize, to: usize) {
+    /// Fills `col` (`[taps, to - from]`) from the channels of one group; padding is the default, zero.
+    pub fn im2col<T: Copy + Default>(&self, x: &[T], col: &mut [T], from: usize, to: usize) {
         let n = to - from;
         let stride = self.stride[2];
         self.walk(&self.runs(from, to), |tap, place, run, lo, hi, first| {
             let line = &mut col[tap * n + place..][..run.to - run.from];
-            line[..lo - run.from].fill(T::ZERO);
-            line[hi - run.from..].fill(T::ZERO);
+            line[..lo - run.from].fill(T::default());
+            line[hi - run.from..].fill(T::default());
             let line = &mut line[lo - run.from..hi - run.from];
             if line.is_empty() {
             } else if stride == 1 {
