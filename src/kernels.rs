@@ -5,6 +5,7 @@ pub mod conv;
 pub mod depthwise;
 pub mod gemm;
 pub mod integer;
+pub mod movement;
 pub mod norm;
 pub mod pool;
 pub mod real;

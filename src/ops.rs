@@ -10,13 +10,16 @@ pub mod fact;
 
 mod conv;
 mod elementwise;
+pub(crate) mod elements;
 pub(crate) mod float;
 mod integer;
 mod matmul;
+mod movement;
 mod normalization;
 mod pool;
 mod quantize;
 mod resize;
+mod reshape;
 mod spatial;
 mod vector_norm;
 
@@ -40,7 +43,8 @@ pub struct Keeps {
 
 /// What enters a vector-Jacobian product.
 pub struct Vjp<'a> {
-    /// Forward inputs; all present where `keeps().inputs`, else only their shapes may be trusted.
+    /// Forward inputs. Of floats only the shape may be trusted unless `keeps().inputs`; host tensors
+    /// (shapes, axes, indices) always hold their elements.
     pub inputs: &'a [Option<&'a Value>],
     /// Forward outputs, where `keeps().outputs`.
     pub outputs: &'a [Option<&'a Value>],
@@ -124,6 +128,13 @@ pub struct Spec {
     pub parse: Parse,
 }
 
+impl Spec {
+    /// A claim for the default domain, from this operator-set version to [`LAST_OPSET`].
+    pub const fn new(name: &'static str, from: i64, dtypes: &'static [DType], parse: Parse) -> Spec {
+        Spec { domain: "", name, opsets: (from, LAST_OPSET), dtypes, parse }
+    }
+}
+
 /// The last default-domain operator-set version that families claim.
 pub const LAST_OPSET: i64 = 26;
 
@@ -148,9 +159,11 @@ const FAMILIES: &[&[Spec]] = &[
     elementwise::SPECS,
     integer::SPECS,
     matmul::SPECS,
+    movement::SPECS,
     normalization::SPECS,
     pool::SPECS,
     quantize::SPECS,
+    reshape::SPECS,
     resize::SPECS,
     vector_norm::SPECS,
 ];

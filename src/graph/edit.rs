@@ -314,7 +314,7 @@ impl Graph {
             }
             let Some(version) = self.opset(&node.domain) else { continue };
             if let Some(spec) = ops::lookup(&node.domain, &node.op_type, version) {
-                let op = (spec.parse)(&node.attributes, version)
+                let op = (spec.parse)(&node.attributes.clone().for_outputs(node.outputs.len()), version)
                     .map_err(|e| e.node(self.label(i)).field(node.operator_name()))?;
                 self.nodes[i].op = Some(op);
             }

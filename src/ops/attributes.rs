@@ -24,7 +24,7 @@ pub enum Attr {
 
 /// Attributes in file order, unique by name.
 #[derive(Debug, Clone, Default)]
-pub struct Attributes(Vec<(String, Attr)>);
+pub struct Attributes(Vec<(String, Attr)>, Option<usize>);
 
 impl Attributes {
     /// None.
@@ -35,6 +35,15 @@ impl Attributes {
     pub fn with(mut self, name: &str, value: Attr) -> Attributes {
         self.set(name, value);
         self
+    }
+    /// The same, with the number of outputs that the node has (Split without sizes needs it).
+    pub fn for_outputs(mut self, n: usize) -> Attributes {
+        self.1 = Some(n);
+        self
+    }
+    /// The number of outputs that the node has, where it is told.
+    pub fn outputs(&self) -> Option<usize> {
+        self.1
     }
     /// Sets `name`, in place or appended.
     pub fn set(&mut self, name: &str, value: Attr) {

@@ -94,6 +94,35 @@ impl fmt::Display for DType {
 }
 
 impl DType {
+    /// The types that the executor computes in.
+    pub const FLOATS: &[DType] = &[DType::F32, DType::F64, DType::F16, DType::BF16];
+    /// Floats and integers of 8 to 64 bits.
+    pub const NUMBERS: &[DType] = &[
+        DType::F32,
+        DType::F64,
+        DType::F16,
+        DType::BF16,
+        DType::U8,
+        DType::I8,
+        DType::U16,
+        DType::I16,
+        DType::U32,
+        DType::I32,
+        DType::U64,
+        DType::I64,
+    ];
+    /// Integers of 8 to 64 bits.
+    pub const INTS: &[DType] = &[
+        DType::U8,
+        DType::I8,
+        DType::U16,
+        DType::I16,
+        DType::U32,
+        DType::I32,
+        DType::U64,
+        DType::I64,
+    ];
+
     /// ONNX number.
     pub fn onnx(self) -> i32 {
         self as i32
