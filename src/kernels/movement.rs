@@ -138,7 +138,9 @@ fn runs(shape: &[usize], maps: &[Vec<usize>], see: &mut dyn FnMut(usize, usize))
     let mut merged: Vec<(usize, usize)> = Vec::new();
     for &i in &maps[last] {
         match merged.last_mut() {
-            Some((start, n)) if (*start == FILL && i == FILL) || (*start != FILL && *start + *n == i) => *n += 1,
+            Some((start, n)) if (*start == FILL && i == FILL) || (*start != FILL && *start + *n == i) => {
+                *n += 1
+            }
             _ => merged.push((i, 1)),
         }
     }
@@ -203,7 +205,14 @@ mod tests {
         let shape = [3, 1, 17, 4, 35];
         let v: Vec<u32> = (0..shape.iter().product::<usize>() as u32).collect();
         let data = crate::tensor::Data::U32(v.clone());
-        for perm in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 3, 2, 1, 4], [0, 1, 2, 4, 3], [4, 0, 1, 2, 3], [2, 4, 0, 1, 3]] {
+        for perm in [
+            [0, 1, 2, 3, 4],
+            [4, 3, 2, 1, 0],
+            [0, 3, 2, 1, 4],
+            [0, 1, 2, 4, 3],
+            [4, 0, 1, 2, 3],
+            [2, 4, 0, 1, 3],
+        ] {
             let crate::tensor::Data::U32(want) = crate::tensor::transpose(&data, &shape, &perm) else {
                 unreachable!()
             };

@@ -96,8 +96,7 @@ pub fn floats<T: candle_core::WithDType, R>(
 pub fn hosts<T: Element, R>(values: &[&Value], f: impl FnOnce(&[&[T]]) -> Result<R>) -> Result<R> {
     let data = values.iter().map(|v| v.host()?.data()).collect::<Result<Vec<_>>>()?;
     let wrong = || Error::internal("VALUE", "a tensor holds other elements than its type says");
-    let slices: Vec<&[T]> =
-        data.iter().map(|d| T::view(d).ok_or_else(wrong)).collect::<Result<_>>()?;
+    let slices: Vec<&[T]> = data.iter().map(|d| T::view(d).ok_or_else(wrong)).collect::<Result<_>>()?;
     f(&slices)
 }
 
@@ -146,7 +145,9 @@ pub fn pack(dtype: DType, shape: &[usize], elements: &[u8]) -> Result<Tensor> {
     let bits = dtype.bits();
     let bytes = elements
         .chunks((8 / bits) as usize)
-        .map(|c| c.iter().enumerate().fold(0u8, |b, (i, v)| b | ((v & ((1u8 << bits) - 1)) << (i as u32 * bits))))
+        .map(|c| {
+            c.iter().enumerate().fold(0u8, |b, (i, v)| b | ((v & ((1u8 << bits) - 1)) << (i as u32 * bits)))
+        })
         .collect();
     Tensor::new(dtype, shape.to_vec(), Data::U8(bytes))
 }
@@ -194,15 +195,9 @@ macro_rules! rearrange {
                 let data = $crate::tensor::Data::Str($body?);
                 Ok($crate::tensor::Tensor::new(dtype, shape.to_vec(), data)?.into())
             }),
-            e::Rust::Pair32 => e::pairs::<f32, _>(values, |$v| {
-                e::host_pairs(dtype, shape, $body?)
-            }),
-            e::Rust::Pair64 => e::pairs::<f64, _>(values, |$v| {
-                e::host_pairs(dtype, shape, $body?)
-            }),
-            e::Rust::Packed => {
-                e::packed(values, |$v| Ok(e::pack(dtype, shape, &$body?)?.into()))
-            }
+            e::Rust::Pair32 => e::pairs::<f32, _>(values, |$v| e::host_pairs(dtype, shape, $body?)),
+            e::Rust::Pair64 => e::pairs::<f64, _>(values, |$v| e::host_pairs(dtype, shape, $body?)),
+            e::Rust::Packed => e::packed(values, |$v| Ok(e::pack(dtype, shape, &$body?)?.into())),
         }
     }};
 }

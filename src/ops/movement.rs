@@ -39,12 +39,10 @@ pub const SPECS: &[Spec] = &[
     Spec::new("Tile", 6, DType::ALL, |_, _| Ok(Arc::new(Tile))),
     Spec::new("Pad", 2, DType::ALL, Pad::parse),
     Spec::new("SpaceToDepth", 1, DType::ALL, |a, _| Blocks::parse(a, Layout::SpaceToDepth)),
-    Spec::new("DepthToSpace", 1, DType::ALL, |a, _| {
-        match a.str("mode", "DCR")?.as_str() {
-            "DCR" => Blocks::parse(a, Layout::Dcr),
-            "CRD" => Blocks::parse(a, Layout::Crd),
-            other => Err(mode(other)),
-        }
+    Spec::new("DepthToSpace", 1, DType::ALL, |a, _| match a.str("mode", "DCR")?.as_str() {
+        "DCR" => Blocks::parse(a, Layout::Dcr),
+        "CRD" => Blocks::parse(a, Layout::Crd),
+        other => Err(mode(other)),
     }),
     Spec::new("Trilu", 14, DType::ALL, |a, _| Ok(Arc::new(Trilu { upper: a.int("upper", 1)? != 0 }))),
     Spec::new("ReverseSequence", 10, DType::ALL, |a, _| {
@@ -301,7 +299,9 @@ impl Split {
         if let Some(given) = self.given(inputs)? {
             let Some(sizes) = given else {
                 let n = inputs[1].and_then(|f| f.shape.as_ref()).and_then(|s| s.first()).and_then(Dim::size);
-                return Ok((0..n.or(self.outputs).unwrap_or(0).min(MAX_PARTS as usize)).map(|_| Dim::unknown()).collect());
+                return Ok((0..n.or(self.outputs).unwrap_or(0).min(MAX_PARTS as usize))
+                    .map(|_| Dim::unknown())
+                    .collect());
             };
             let sum = sizes.iter().fold(Dim::from(0i64), |s, d| s + d.clone());
             let negative = sizes.iter().any(|d| d.known().is_some_and(|n| n < 0));
@@ -491,7 +491,12 @@ impl Slice {
         if let Some((starts, ends, axes)) = &self.given {
             let axes = axes.clone().unwrap_or_else(|| (0..starts.len() as i64).collect());
             let steps = vec![1; starts.len()];
-            return Ok(Spans { starts: wide(starts), ends: wide(ends), axes: Some(axes), steps: Some(steps) });
+            return Ok(Spans {
+                starts: wide(starts),
+                ends: wide(ends),
+                axes: Some(axes),
+                steps: Some(steps),
+            });
         }
         let (starts, ends) = (super::input(inputs, 1)?, super::input(inputs, 2)?);
         let count = |f: &Fact| f.shape.as_ref().and_then(|s| s.first()).and_then(Dim::size);
@@ -510,10 +515,18 @@ impl Slice {
 
     /// For each sliced axis: start, end, step. `None` where not even the axes are known.
     #[allow(clippy::type_complexity)]
-    fn axes(&self, rank: usize, inputs: &[Option<&Fact>]) -> Result<Option<Vec<(usize, Option<Dim>, Option<Dim>, Option<i64>)>>> {
+    fn axes(
+        &self,
+        rank: usize,
+        inputs: &[Option<&Fact>],
+    ) -> Result<Option<Vec<(usize, Option<Dim>, Option<Dim>, Option<i64>)>>> {
         let spans = self.spans(inputs)?;
         let Some(axes) = spans.axes else { return Ok(None) };
-        let lengths = [spans.starts.as_ref().map(Vec::len), spans.ends.as_ref().map(Vec::len), spans.steps.as_ref().map(Vec::len)];
+        let lengths = [
+            spans.starts.as_ref().map(Vec::len),
+            spans.ends.as_ref().map(Vec::len),
+            spans.steps.as_ref().map(Vec::len),
+        ];
         if lengths.iter().flatten().any(|n| *n != axes.len()) {
             return Err(Error::invalid("OP-SLICE", "starts, ends, axes and steps differ in length")
                 .found(format!("{lengths:?}"))
@@ -553,7 +566,8 @@ impl Slice {
     /// that symbols are at least as large as the numbers they are compared with.
     fn symbolic(n: &Dim, start: &Option<Dim>, end: &Option<Dim>, step: Option<i64>) -> Option<Dim> {
         let (start, end, step) = (start.as_ref()?, end.as_ref()?, step?);
-        if step == -1 && start.known().is_some_and(|s| s == -1 || s >= i64::from(i32::MAX))
+        if step == -1
+            && start.known().is_some_and(|s| s == -1 || s >= i64::from(i32::MAX))
             && end.known().is_some_and(|e| e <= -i64::from(i32::MAX))
         {
             return Some(n.clone());
@@ -627,8 +641,7 @@ impl Operator for Slice {
     }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();
-        let (Some(shape), Some(out)) =
-            (inputs[0].and_then(|f| f.shape.as_ref()), outputs[0].shape.as_ref())
+        let (Some(shape), Some(out)) = (inputs[0].and_then(|f| f.shape.as_ref()), outputs[0].shape.as_ref())
         else {
             return coupling;
         };
@@ -659,7 +672,8 @@ impl Operator for Slice {
         let (mut starts, mut ends) = (Vec::new(), Vec::new());
         let mut changed = false;
         for (axis, start, end, step) in &axes {
-            let (Some(s), Some(e)) = (start.as_ref().and_then(Dim::known), end.as_ref().and_then(Dim::known)) else {
+            let (Some(s), Some(e)) = (start.as_ref().and_then(Dim::known), end.as_ref().and_then(Dim::known))
+            else {
                 return Ok(Rewrite::default());
             };
             match (cut.of(Port::In(0), *axis), step) {
@@ -732,7 +746,8 @@ impl Operator for Expand {
         broadcast::couple(&inputs[..1], &outputs[0])
     }
     fn resize(&self, inputs: &[Option<&Fact>], outputs: &[Fact], cut: &Cut) -> Result<Rewrite> {
-        let (Some(out), Some(old)) = (outputs[0].rank(), inputs.get(1).copied().flatten().and_then(Fact::ints))
+        let (Some(out), Some(old)) =
+            (outputs[0].rank(), inputs.get(1).copied().flatten().and_then(Fact::ints))
         else {
             return Ok(Rewrite::default());
         };
@@ -949,7 +964,9 @@ impl Operator for Pad {
             None => shape.iter().map(|_| Dim::unknown()).collect(),
         };
         if let Some(axis) = out.iter().position(|d| d.known().is_some_and(|n| n < 0)) {
-            return Err(Error::invalid("OP-PAD", "more is taken off than there is").field(format!("axis {axis}")));
+            return Err(
+                Error::invalid("OP-PAD", "more is taken off than there is").field(format!("axis {axis}"))
+            );
         }
         Ok(vec![Fact::new(x.dtype, out)])
     }
@@ -959,9 +976,7 @@ impl Operator for Pad {
         float::shapes(self, inputs)?;
         let x = super::input(inputs, 0)?;
         let given = match (&self.given, inputs.get(2).copied().flatten()) {
-            (Some((_, value)), _) => {
-                Some(Value::load(&Tensor::scalar(*value).cast_to(x.dtype()))?)
-            }
+            (Some((_, value)), _) => Some(Value::load(&Tensor::scalar(*value).cast_to(x.dtype()))?),
             (None, Some(v)) => Some(v.clone()),
             _ => None,
         };
@@ -1091,9 +1106,12 @@ impl Operator for Blocks {
         let reason = Some("blocks of an image move between axes".into());
         let mut coupling = Coupling { reason, ..Coupling::default() };
         coupling.same((Port::In(0), 0), (Port::Out(0), 0));
-        let channels = |f: Option<&Fact>| f.and_then(|f| f.shape.as_ref()).and_then(|s| s.get(1)).and_then(Dim::size);
+        let channels =
+            |f: Option<&Fact>| f.and_then(|f| f.shape.as_ref()).and_then(|s| s.get(1)).and_then(Dim::size);
         let area = self.size * self.size;
-        let (Some(from), Some(to)) = (channels(inputs[0]), channels(outputs.first())) else { return coupling };
+        let (Some(from), Some(to)) = (channels(inputs[0]), channels(outputs.first())) else {
+            return coupling;
+        };
         let (a, b, count) = match self.layout {
             Layout::SpaceToDepth => (Pattern::from(0), Pattern::recurring(from, area), from),
             Layout::Dcr => (Pattern::recurring(to, area), Pattern::from(0), to),

@@ -127,14 +127,16 @@ struct Reshape {
 
 impl Reshape {
     fn target(&self, x: &Fact, wanted: &[Dim]) -> Result<Vec<Dim>> {
-        let invalid = |what: &str| Error::invalid("OP-RESHAPE", what).found(format!("{:?} to {wanted:?}", x.shape));
+        let invalid =
+            |what: &str| Error::invalid("OP-RESHAPE", what).found(format!("{:?} to {wanted:?}", x.shape));
         let mut open = None;
         let mut out = Vec::with_capacity(wanted.len());
         for (i, d) in wanted.iter().enumerate() {
             out.push(match d.known() {
                 Some(0) if !self.zero_is_zero => match &x.shape {
                     Some(s) => s.get(i).cloned().ok_or_else(|| {
-                        invalid("the shape copies an axis that the input does not have").field(format!("shape[{i}]"))
+                        invalid("the shape copies an axis that the input does not have")
+                            .field(format!("shape[{i}]"))
                     })?,
                     None => Dim::unknown(),
                 },
@@ -165,7 +167,9 @@ impl Reshape {
             Some(total) => match (total.known(), rest.known()) {
                 (_, Some(0)) => return Err(invalid("an open axis beside an axis of size 0 has no size")),
                 (Some(a), Some(b)) if a % b != 0 => {
-                    return Err(invalid("the elements do not fill the open axis").field(format!("shape[{open}]")));
+                    return Err(
+                        invalid("the elements do not fill the open axis").field(format!("shape[{open}]"))
+                    );
                 }
                 _ => total.floor_div(&rest),
             },
@@ -317,9 +321,21 @@ fn tie(coupling: &mut Coupling, a: &[Dim], a0: usize, b: &[Dim], b0: usize, imag
             // Both sides have several axes: the outermost ones tie where one is a multiple of the other.
             let (Some(m), Some(n)) = (m.size(), n.size()) else { return };
             if m >= n && n > 0 && m % n == 0 {
-                coupling.link((Port::In(0), *i), Pattern::blocks(m / n), (Port::Out(0), *j), Pattern::from(0), n);
+                coupling.link(
+                    (Port::In(0), *i),
+                    Pattern::blocks(m / n),
+                    (Port::Out(0), *j),
+                    Pattern::from(0),
+                    n,
+                );
             } else if n > m && m > 0 && n % m == 0 {
-                coupling.link((Port::In(0), *i), Pattern::from(0), (Port::Out(0), *j), Pattern::blocks(n / m), m);
+                coupling.link(
+                    (Port::In(0), *i),
+                    Pattern::from(0),
+                    (Port::Out(0), *j),
+                    Pattern::blocks(n / m),
+                    m,
+                );
             }
         }
         _ => {}
@@ -337,8 +353,7 @@ fn unit(parts: &[(usize, Dim)], image: bool, splits: bool) -> Option<(usize, Pat
     };
     let inner: usize = sizes[k + 1..].iter().product();
     let outer: usize = sizes[..k].iter().product();
-    let pattern =
-        Pattern { start: 0, stride: inner, block: inner, repeat: outer, period: sizes[k] * inner };
+    let pattern = Pattern { start: 0, stride: inner, block: inner, repeat: outer, period: sizes[k] * inner };
     Some((parts[k].0, pattern, sizes[k]))
 }
 
@@ -391,7 +406,9 @@ impl Axes {
         let from_input = opset >= 13;
         let axes = if from_input { None } else { a.ints("axes")? };
         if insert && !from_input && axes.is_none() {
-            return Err(Error::invalid("ATTR-MISSING", "a required attribute is missing").field("attribute axes"));
+            return Err(
+                Error::invalid("ATTR-MISSING", "a required attribute is missing").field("attribute axes")
+            );
         }
         Ok(Arc::new(Axes { insert, axes, from_input }))
     }

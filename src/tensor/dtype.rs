@@ -112,16 +112,8 @@ impl DType {
         DType::I64,
     ];
     /// Integers of 8 to 64 bits.
-    pub const INTS: &[DType] = &[
-        DType::U8,
-        DType::I8,
-        DType::U16,
-        DType::I16,
-        DType::U32,
-        DType::I32,
-        DType::U64,
-        DType::I64,
-    ];
+    pub const INTS: &[DType] =
+        &[DType::U8, DType::I8, DType::U16, DType::I16, DType::U32, DType::I32, DType::U64, DType::I64];
 
     /// ONNX number.
     pub fn onnx(self) -> i32 {
