@@ -138,6 +138,45 @@ fn every_flipped_bit_gives_a_model_or_an_error_in_time() {
 }
 
 #[test]
+fn random_damage_gives_a_model_or_an_error_in_time() {
+    use rand::{Rng, SeedableRng};
+    let whole = crate::onnx::rich();
+    let rounds = std::env::var("HOSTILE_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1500);
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+    let mut accepted = 0;
+    for round in 0..rounds {
+        let mut bytes = whole.clone();
+        for _ in 0..random.random_range(1..4) {
+            let at = random.random_range(0..bytes.len());
+            match random.random_range(0..6) {
+                0 => bytes[at] = random.random(),
+                1 => bytes[at] = [0, 0x7f, 0x80, 0xff][random.random_range(0..4)],
+                2 => drop(bytes.remove(at)),
+                3 => bytes.insert(at, random.random()),
+                4 => bytes.truncate(at.max(20)),
+                _ => {
+                    let n = random.random_range(1..40).min(bytes.len() - at);
+                    let piece = bytes[at..at + n].to_vec();
+                    let to = random.random_range(0..bytes.len());
+                    bytes.splice(to..to, piece);
+                }
+            }
+        }
+        match load(&bytes) {
+            Ok(opened) => {
+                accepted += 1;
+                summarize_opened(&opened, &Options::default()).unwrap();
+                let written = formats::encode(&opened.graph).unwrap();
+                let again = load(&written).unwrap_or_else(|e| panic!("round {round}: not written back: {e}"));
+                assert!(formats::encode(&again.graph).unwrap() == written, "round {round}");
+            }
+            Err(e) => assert_ne!(e.kind(), Kind::Storage, "round {round}: {e}"),
+        }
+    }
+    println!("{accepted} of {rounds} accepted");
+}
+
+#[test]
 fn damaged_encoding_is_named_with_its_offset() {
     let head = &[0x08, 8, 0x12, 4, b't', b'e', b's', b't'][..];
     let pad = [0x32, 8, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -115,7 +115,7 @@ fn the_backend_test_models_are_written_back_byte_for_byte() {
 }
 
 /// A model that uses every part of the format that is carried rather than understood.
-fn rich() -> Vec<u8> {
+pub fn rich() -> Vec<u8> {
     let entry = |k: &str, v: &str| Msg::new().text(1, k).text(2, v);
     let attr = |name: &str, ty: i64| Msg::new().text(1, name).int(20, ty);
     let typed = |f: u32, dtype: i64, bytes: &[u8], n: i64, name: &str| {

@@ -25,6 +25,9 @@ pub(super) struct CarriedValue {
     /// Position in `value_info`, where it is listed there.
     #[prost(uint32, optional, tag = "3")]
     pub listed: Option<u32>,
+    /// Whether nothing in the file defined it, so that it is listed although nothing does.
+    #[prost(bool, tag = "4")]
+    pub undefined: bool,
 }
 
 /// Bytes of a message; none where it says nothing.

@@ -202,11 +202,14 @@ impl Exporter {
         let mut listed: Vec<(u32, ValueId)> = Vec::new();
         for (i, value) in graph.values.iter().enumerate() {
             let v = ValueId(i as u32);
-            let position = unpack::<CarriedValue>(&value.carried).listed;
-            let typed = value.ty.is_some() && !interface.contains(&v) && !graph.initializers.contains_key(&v);
-            match position {
-                Some(n) if value.ty.is_some() || defined.contains(&v) => listed.push((n, v)),
-                None if typed && defined.contains(&v) => listed.push((u32::MAX, v)),
+            let carried: CarriedValue = unpack(&value.carried);
+            let named = defined.contains(&v) || carried.undefined;
+            let constant = graph.initializers.contains_key(&v);
+            match carried.listed {
+                Some(n) if value.ty.is_some() && named => listed.push((n, v)),
+                None if value.ty.is_some() && named && !interface.contains(&v) && !constant => {
+                    listed.push((u32::MAX, v));
+                }
                 _ => {}
             }
         }

@@ -190,7 +190,11 @@ impl Importer<'_> {
             scope.carried.entry(v).or_default().listed = Some(i as u32);
         }
         let Scope { mut graph, carried } = scope;
-        for (v, rest) in carried {
+        let mut defined: HashSet<ValueId> = graph.inputs.iter().copied().collect();
+        defined.extend(graph.initializers.keys());
+        defined.extend(graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten()));
+        for (v, mut rest) in carried {
+            rest.undefined = !defined.contains(&v);
             if let Some(value) = graph.values.get_mut(v.0 as usize) {
                 value.carried = carried::pack(&rest);
             }

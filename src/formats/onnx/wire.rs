@@ -65,7 +65,7 @@ struct Frame {
 /// `Limit` where a budget does not suffice; what `read` returns.
 pub fn walk(len: u64, read: ReadAt<'_>, limits: &Limits) -> Result<Walk> {
     Walker {
-        input: Input { read, len, at: 0, chunk: Vec::new(), chunk_at: 0 },
+        input: Input { read, len, at: 0, chunk: Vec::new(), chunk_at: 0, ahead: LARGE as usize },
         limits,
         out: Vec::new(),
         payloads: Vec::new(),
@@ -92,6 +92,7 @@ struct Input<'a> {
     at: u64,
     chunk: Vec<u8>,
     chunk_at: u64,
+    ahead: usize,
 }
 
 impl Input<'_> {
@@ -101,7 +102,10 @@ impl Input<'_> {
         let from = match inside {
             Some(n) if n < self.chunk.len() => n,
             _ => {
-                let n = (self.len.saturating_sub(self.at)).min(CHUNK as u64) as usize;
+                // Small reads after a jump over a payload, growing while reading goes straight on.
+                let straight = self.chunk_at + self.chunk.len() as u64 == self.at;
+                self.ahead = if straight { (self.ahead * 2).min(CHUNK) } else { LARGE as usize };
+                let n = (self.len.saturating_sub(self.at)).min(self.ahead as u64) as usize;
                 self.chunk.resize(n, 0);
                 (self.read)(self.at, &mut self.chunk)?;
                 self.chunk_at = self.at;
