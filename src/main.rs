@@ -22,6 +22,7 @@ fn handlers() -> Vec<tinsmith::child::Handler> {
     let mut handlers = vec![tinsmith::child::fault_handler()];
     handlers.extend(tinsmith::runtime::handlers());
     handlers.extend(tinsmith::evaluate::handlers());
+    handlers.extend(tinsmith::analysis::handlers());
     handlers
 }
 

