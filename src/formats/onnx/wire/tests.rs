@@ -1,3 +1,5 @@
+//! Files made for the walk, good and bad.
+
 use super::*;
 use crate::error::Kind as ErrorKind;
 use crate::formats::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
