@@ -35,6 +35,9 @@ use std::process::ExitCode;
 struct Cli {
     #[command(flatten)]
     global: Global,
+    /// Open the workbench on this model
+    #[arg(long, value_name = "MODEL")]
+    open: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -144,6 +147,13 @@ pub fn main(workbench: OtherFace) -> ExitCode {
 
 fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
     let context = Context::new(&cli.global)?;
+    if let (Some(model), Some(_)) = (&cli.open, &cli.command) {
+        return Err(crate::error::Error::usage("OPEN", "--open belongs to the workbench, not to a command")
+            .field("--open")
+            .found(model.display())
+            .hint("leave out the command, or the option")
+            .into());
+    }
     match cli.command {
         None => {
             let color = match cli.global.color {
@@ -152,7 +162,8 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
                 When::Never => Some(false),
             };
             let (paths, settings) = (context.paths.clone(), context.settings.clone());
-            let lines = (workbench.open)(Workbench { paths, settings, model: None, color, runs: false })?;
+            let lines =
+                (workbench.open)(Workbench { paths, settings, model: cli.open, color, runs: false })?;
             lines.iter().try_for_each(|line| context.write(&format!("{line}\n")))
         }
         Some(Command::Inspect(args)) => inspect::inspect(&context, args),

@@ -3,6 +3,7 @@
 
 use crate::analysis::Summary;
 use crate::analysis::summary::Layer;
+use crate::hardware::Device;
 
 /// What the recommendation needs to know of a device.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +22,19 @@ pub struct DeviceFacts {
     pub bandwidth_gbs: f64,
     /// Memory of the device.
     pub ram_bytes: Option<u64>,
+}
+
+impl From<&Device> for DeviceFacts {
+    fn from(device: &Device) -> DeviceFacts {
+        DeviceFacts {
+            name: device.name.clone(),
+            isa: device.isa.clone(),
+            threads: device.cores,
+            peak_gflops: device.gflops_per_core * device.cores as f64,
+            bandwidth_gbs: device.bandwidth_gbs,
+            ram_bytes: Some(device.ram_mb * 1_000_000),
+        }
+    }
 }
 
 /// Kinds of work that respond differently to the passes.

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::evaluate::measurement::Measurement;
 use crate::jobs::{JobState, Status};
 use crate::monitor::Level;
-use crate::plan::{Goal, Proposal, Recipe};
+use crate::plan::{DataSpec, Goal, Recipe};
 use crossterm::event::{KeyEvent, MouseEvent};
 use ratatui::layout::Rect;
 use std::cell::RefCell;
@@ -96,6 +96,8 @@ pub struct Job {
     pub id: String,
     /// Its directory.
     pub dir: PathBuf,
+    /// The input model, with the directory of its submission where its path is relative.
+    pub model: PathBuf,
     /// Folded events.
     pub state: Arc<JobState>,
     /// Worker.
@@ -166,7 +168,7 @@ pub enum Data {
         /// Which request this answers.
         generation: u64,
         /// Ranked.
-        result: Result<Vec<Proposal>, Failure>,
+        result: Result<Box<super::plan::Ranked>, Failure>,
     },
     /// All jobs, newest state.
     Jobs(Vec<Job>),
@@ -231,8 +233,8 @@ pub enum Effect {
         path: PathBuf,
         /// Gates.
         goal: Goal,
-        /// Data spec for calibration and evaluation, empty for none.
-        data: String,
+        /// Data at hand.
+        data: DataSpec,
     },
     /// List model files that match what was typed.
     FindModels {
@@ -445,7 +447,7 @@ impl App {
     pub(super) fn can_sort(&self) -> bool {
         match self.tab {
             Tab::Model => self.has_model(),
-            Tab::Plan => self.plan.proposals.len() > 1,
+            Tab::Plan => self.plan.proposals().len() > 1,
             Tab::Runs => self.runs.jobs.len() > 1,
             Tab::Compare => self.has_comparison(),
             Tab::Log => false,
@@ -457,7 +459,7 @@ impl App {
     pub(super) fn can_open(&self) -> bool {
         match self.tab {
             Tab::Model => true,
-            Tab::Plan => !self.plan.proposals.is_empty(),
+            Tab::Plan => !self.plan.proposals().is_empty(),
             Tab::Runs => self.runs.selected().is_some(),
             Tab::Compare => self.has_comparison(),
             Tab::Log => false,
@@ -469,7 +471,7 @@ impl App {
     pub(super) fn can_export(&self) -> bool {
         match self.tab {
             Tab::Model => self.has_model(),
-            Tab::Plan => !self.plan.proposals.is_empty(),
+            Tab::Plan => !self.plan.proposals().is_empty(),
             Tab::Runs => self.runs.selected().is_some(),
             Tab::Compare => self.has_comparison(),
             Tab::Log => !self.log.lines().is_empty(),

@@ -2,22 +2,23 @@
 //! fixtures and all I/O happens on worker threads.
 
 use super::app::{Control, Job};
+use super::plan::Ranked;
 use crate::analysis::Summary;
 use crate::compare::Comparison;
 use crate::error::Result;
 use crate::evaluate::measurement::Measurement;
-use crate::plan::{Goal, Proposal, Recipe};
+use crate::plan::{DataSpec, Goal, Recipe};
 use std::path::{Path, PathBuf};
 
 /// The rooms above, as the workbench uses them. Every call may block; none is made on the UI thread but
 /// [`Backend::clock`].
 pub trait Backend: Send + Sync + 'static {
-    /// Facts about a model file.
+    /// Facts about a model file. A later call ends an earlier one that is still under way.
     fn analyse(&self, path: &Path) -> Result<Summary>;
     /// Names of device profiles, this machine first.
-    fn devices(&self) -> Vec<String>;
-    /// Ranked recipes. `data` is a data spec, empty for none.
-    fn recommend(&self, summary: &Summary, path: &Path, goal: &Goal, data: &str) -> Result<Vec<Proposal>>;
+    fn devices(&self) -> Result<Vec<String>>;
+    /// Ranked recipes for the device of the goal.
+    fn recommend(&self, summary: &Summary, path: &Path, goal: &Goal, data: &DataSpec) -> Result<Ranked>;
     /// Variants against the one at `baseline`.
     fn compare(&self, measurements: &[Measurement], baseline: usize, goal: &Goal) -> Result<Comparison>;
     /// Queues a job and starts it when its turn comes; returns its id.

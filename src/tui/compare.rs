@@ -4,6 +4,7 @@ use super::app::{App, Failure};
 use super::list::{List, Scroll};
 use crate::compare::{Comparison, Row};
 use crate::evaluate::measurement::Measurement;
+use std::path::PathBuf;
 
 /// What variants are ordered by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,7 +93,7 @@ pub enum Source {
     /// Of the marked runs.
     Marked(usize),
     /// Of all runs on one model.
-    Model(String),
+    Model(PathBuf),
 }
 
 /// The tab.
@@ -190,12 +191,11 @@ pub fn gather(app: &App) -> (Source, Vec<Measurement>) {
         jobs.retain(|j| runs.marks.contains(&j.id));
         Source::Marked(jobs.len())
     } else if let Some(last) = jobs.last() {
-        let open = app.model.path.as_ref().map(|p| p.to_string_lossy().into_owned());
-        let model = match open {
-            Some(open) if jobs.iter().any(|j| j.state.model == open) => open,
-            _ => last.state.model.clone(),
+        let model = match &app.model.path {
+            Some(open) if jobs.iter().any(|j| j.model == *open) => open.clone(),
+            _ => last.model.clone(),
         };
-        jobs.retain(|j| j.state.model == model);
+        jobs.retain(|j| j.model == model);
         Source::Model(model)
     } else {
         Source::None

@@ -242,6 +242,8 @@ fn failure_of(effect: &Effect) -> Box<dyn Fn(String) -> Option<Data> + Send> {
 fn work(effect: Effect, goal: &crate::plan::Goal, backend: &dyn Backend) -> Option<Data> {
     Some(match effect {
         Effect::Analyse { generation, path } => {
+            // Jobs, recipes and the list of recent files name the model independently of this directory.
+            let path = std::path::absolute(&path).unwrap_or(path);
             let result = backend.analyse(&path).map(|summary| Arc::new(Opened::new(summary)));
             if result.is_ok() {
                 backend.remember(&path);
@@ -250,7 +252,7 @@ fn work(effect: Effect, goal: &crate::plan::Goal, backend: &dyn Backend) -> Opti
         }
         Effect::Recommend { generation, summary, path, goal, data } => Data::Proposed {
             generation,
-            result: backend.recommend(&summary, &path, &goal, &data).map_err(Failure::from),
+            result: backend.recommend(&summary, &path, &goal, &data).map(Box::new).map_err(Failure::from),
         },
         Effect::FindModels { generation, typed } => {
             Data::Models { generation, paths: backend.find_models(&typed) }
@@ -336,7 +338,11 @@ fn spawn_signals(sender: SyncSender<Incoming>) -> Result<()> {
 
 fn spawn_facts(backend: Arc<dyn Backend>, sender: SyncSender<Incoming>) {
     std::thread::spawn(move || {
-        let _ = sender.send(Incoming::Msg(Msg::Data(Data::Devices(backend.devices()))));
+        let devices = backend.devices().unwrap_or_else(|e| {
+            let _ = sender.send(Incoming::Msg(Msg::Data(Data::Done(Err(e.into())))));
+            vec!["host".into()]
+        });
+        let _ = sender.send(Incoming::Msg(Msg::Data(Data::Devices(devices))));
         if backend.read_only() {
             let _ = sender.send(Incoming::Msg(Msg::Data(Data::ReadOnly(true))));
         }

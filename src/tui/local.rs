@@ -2,18 +2,22 @@
 
 use super::app::{Control, Job, Liveness, Usage};
 use super::backend::{Backend, Watch};
-use crate::analysis::Summary;
+use super::plan::Ranked;
+use crate::analysis::{self, Summary};
 use crate::compare::Comparison;
 use crate::config::{Paths, Settings};
 use crate::error::{Error, Result};
 use crate::evaluate::measurement::Measurement;
+use crate::hardware::Device;
 use crate::jobs::{self, JobHandle, JobState, Request, Status, Tail};
-use crate::plan::{Goal, Proposal, Recipe};
+use crate::monitor::Switch;
+use crate::plan::{self, DataSpec, DeviceFacts, Goal, Question, Recipe};
 use crate::save;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Jobs that are followed, newest first.
@@ -31,6 +35,8 @@ const MARGIN: f64 = 0.01;
 pub(super) struct Local {
     paths: Paths,
     settings: Settings,
+    /// Ends the analysis that is under way.
+    analysis: Mutex<Arc<Switch>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -41,7 +47,7 @@ struct Recent {
 
 impl Local {
     pub(super) fn new(paths: Paths, settings: Settings) -> Local {
-        Local { paths, settings }
+        Local { paths, settings, analysis: Mutex::default() }
     }
 
     fn recent_file(&self) -> PathBuf {
@@ -60,15 +66,32 @@ impl Local {
 
 impl Backend for Local {
     fn analyse(&self, path: &Path) -> Result<Summary> {
-        Err(Error::unsupported("ANALYSIS", "models cannot be analysed yet").file(path))
+        let switch = Arc::new(Switch(AtomicBool::new(false)));
+        let before = std::mem::replace(
+            &mut *self.analysis.lock().unwrap_or_else(PoisonError::into_inner),
+            switch.clone(),
+        );
+        before.0.store(true, Ordering::Relaxed);
+        analysis::summarize_in_child(path, &analysis::Options::default(), &*switch)
     }
 
-    fn devices(&self) -> Vec<String> {
-        vec!["host".into()]
+    fn devices(&self) -> Result<Vec<String>> {
+        let profiles = Device::all(&self.paths)?;
+        Ok(std::iter::once("host".into()).chain(profiles.into_iter().map(|d| d.name)).collect())
     }
 
-    fn recommend(&self, _: &Summary, path: &Path, _: &Goal, _: &str) -> Result<Vec<Proposal>> {
-        Err(Error::unsupported("PLAN", "recipes cannot be ranked yet").file(path))
+    fn recommend(&self, summary: &Summary, path: &Path, goal: &Goal, data: &DataSpec) -> Result<Ranked> {
+        let device = Device::named(goal.device.as_deref().unwrap_or("host"), &self.paths)?;
+        let recommendation = plan::recommend(&Question {
+            summary,
+            model: &path.to_string_lossy(),
+            device: &DeviceFacts::from(&device),
+            goal,
+            data,
+            measured_ms: None,
+            seed: 0,
+        });
+        Ok(Ranked { device, recommendation })
     }
 
     fn compare(&self, measurements: &[Measurement], baseline: usize, goal: &Goal) -> Result<Comparison> {
@@ -239,6 +262,7 @@ fn models_under(root: &Path, depth: usize) -> Vec<PathBuf> {
 
 struct Followed {
     handle: JobHandle,
+    model: PathBuf,
     state: Arc<JobState>,
     tail: Tail,
     liveness: Liveness,
@@ -305,8 +329,10 @@ impl Watch for Follow {
             let id = handle.id.as_str();
             let Some(job) = self.jobs.get_mut(id) else {
                 let (state, tail) = handle.follow();
+                let directory = handle.info().map(|i| i.directory).unwrap_or_default();
                 let mut job = Followed {
                     handle: handle.clone(),
+                    model: directory.join(&state.model),
                     state: Arc::new(state),
                     tail,
                     liveness: Liveness::Fine,
@@ -331,6 +357,7 @@ impl Watch for Follow {
             .map(|f| Job {
                 id: f.handle.id.to_string(),
                 dir: f.handle.dir.clone(),
+                model: f.model.clone(),
                 state: f.state.clone(),
                 liveness: f.liveness,
                 usage: f

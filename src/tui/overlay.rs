@@ -4,7 +4,7 @@
 use super::action::{Action, Spec, TABLE};
 use super::app::{App, Effect, Tab};
 use super::list::List;
-use crate::plan::Goal;
+use crate::plan::{DataSpec, Goal};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use tui_input::{Input, InputRequest};
 
@@ -70,13 +70,15 @@ pub struct Confirm {
 }
 
 /// Fields of the goal form.
-pub const FIELDS: [(&str, &str); 6] = [
+pub const FIELDS: [(&str, &str); 8] = [
     ("Device", "profile to plan for; Left and Right change it"),
     ("Latency", "at most, ms for one inference"),
     ("File size", "at most, MB"),
     ("Peak memory", "at most, MB"),
     ("Quality drop", "at most, % relative to the original"),
-    ("Data", "calibration and evaluation, such as csv:digits.csv?label=last"),
+    ("Evaluation", "data that quality is measured on, such as digits:test"),
+    ("Calibration", "data for static int8, such as digits:train#0..256"),
+    ("Training", "data for recovery after cuts, such as csv:train.csv?label=last"),
 ];
 
 /// The goal form.
@@ -85,7 +87,7 @@ pub struct GoalForm {
     /// Device profiles.
     pub devices: Vec<String>,
     /// Fields as typed; the first is the device.
-    pub inputs: [Input; 6],
+    pub inputs: [Input; 8],
     /// Field in front.
     pub field: usize,
     /// What is wrong with a field.
@@ -112,7 +114,7 @@ pub enum Outcome {
     /// Look for models again; stay.
     FindModels,
     /// Close and plan for this goal, with this data.
-    Goal(Goal, String),
+    Goal(Goal, DataSpec),
 }
 
 /// An editing key applied to a field; whether the text changed.
@@ -311,6 +313,7 @@ impl GoalForm {
     pub fn new(app: &App) -> GoalForm {
         let goal = &app.plan.goal;
         let number = |v: Option<f64>| Input::new(v.map_or(String::new(), |v| v.to_string()));
+        let text = |v: &Option<String>| Input::new(v.clone().unwrap_or_default());
         GoalForm {
             devices: app.plan.devices.clone(),
             inputs: [
@@ -319,7 +322,9 @@ impl GoalForm {
                 number(goal.size_mb),
                 number(goal.memory_mb),
                 number(goal.max_quality_drop.map(|v| (v * 1e6).round() / 1e4)),
-                Input::new(app.plan.data.clone()),
+                text(&app.plan.data.eval),
+                text(&app.plan.data.calibration),
+                text(&app.plan.data.train),
             ],
             field: 1,
             wrong: None,
@@ -356,7 +361,7 @@ impl GoalForm {
     }
 
     /// The goal as typed, or the field that is wrong and why.
-    fn goal(&self) -> Result<(Goal, String), (usize, String)> {
+    fn goal(&self) -> Result<(Goal, DataSpec), (usize, String)> {
         let number = |field: usize| -> Result<Option<f64>, (usize, String)> {
             let text = self.inputs[field].value().trim();
             let text = text.trim_end_matches(['%', ' ']);
@@ -375,6 +380,16 @@ impl GoalForm {
             memory_mb: number(3)?,
             max_quality_drop: number(4)?.map(|v| v / 100.0),
         };
-        Ok((goal, self.inputs[5].value().trim().to_string()))
+        let spec = |field: usize| -> Result<Option<String>, (usize, String)> {
+            let text = self.inputs[field].value().trim();
+            if text.is_empty() {
+                return Ok(None);
+            }
+            match crate::data::Spec::parse(text) {
+                Ok(_) => Ok(Some(text.to_string())),
+                Err(e) => Err((field, format!("{}: {}", FIELDS[field].0, e.message()))),
+            }
+        };
+        Ok((goal, DataSpec { eval: spec(5)?, calibration: spec(6)?, train: spec(7)? }))
     }
 }

@@ -2,7 +2,8 @@
 
 use super::app::Failure;
 use super::list::{List, Scroll};
-use crate::plan::{Goal, Proposal, Recipe};
+use crate::hardware::Device;
+use crate::plan::{DataSpec, Goal, Proposal, Recipe, Recommendation};
 
 /// What proposals are ordered by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,17 +44,26 @@ impl Order {
     }
 }
 
+/// A recommendation with the device that it is for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranked {
+    /// The device, with the figures that the prediction assumes.
+    pub device: Device,
+    /// What is recommended, what was refused, and what to know.
+    pub recommendation: Recommendation,
+}
+
 /// The tab.
 #[derive(Debug, Default)]
 pub struct PlanTab {
     /// Gates.
     pub goal: Goal,
-    /// Data spec for calibration and evaluation; empty for none.
-    pub data: String,
+    /// Data for training, calibration and evaluation.
+    pub data: DataSpec,
     /// Device profiles.
     pub devices: Vec<String>,
-    /// Ranked proposals, as they came.
-    pub proposals: Vec<Proposal>,
+    /// The answer, as it came.
+    pub ranked: Option<Ranked>,
     /// Rows: indices of proposals.
     pub rows: Vec<usize>,
     /// Order.
@@ -73,9 +83,9 @@ pub struct PlanTab {
 }
 
 impl PlanTab {
-    /// New proposals.
-    pub fn set(&mut self, proposals: Vec<Proposal>) {
-        self.proposals = proposals;
+    /// A new answer.
+    pub fn set(&mut self, ranked: Ranked) {
+        self.ranked = Some(ranked);
         self.loading = false;
         self.failure = None;
         self.list = List::default();
@@ -86,7 +96,7 @@ impl PlanTab {
     /// Sorts the rows anew; the selected proposal stays selected.
     pub fn refresh(&mut self) {
         let kept = self.rows.get(self.list.selected).copied();
-        let all = &self.proposals;
+        let all = self.proposals();
         let key = |i: usize| -> f64 {
             let p = &all[i];
             match self.order {
@@ -109,9 +119,20 @@ impl PlanTab {
         self.list.clamp(self.rows.len());
     }
 
+    /// Forgets the answer.
+    pub fn clear(&mut self) {
+        self.ranked = None;
+        self.refresh();
+    }
+
+    /// Ranked proposals.
+    pub fn proposals(&self) -> &[Proposal] {
+        self.ranked.as_ref().map_or(&[], |r| &r.recommendation.proposals)
+    }
+
     /// The selected proposal.
     pub fn selected(&self) -> Option<&Proposal> {
-        self.proposals.get(*self.rows.get(self.list.selected)?)
+        self.proposals().get(*self.rows.get(self.list.selected)?)
     }
 
     /// Takes the next device profile.

@@ -256,7 +256,7 @@ pub fn perform(app: &mut App, action: Action, out: &mut Vec<Effect>) {
         }
         Action::PlanForModel => {
             go_to(app, Tab::Plan);
-            if app.plan.proposals.is_empty() && !app.plan.loading {
+            if app.plan.ranked.is_none() && !app.plan.loading {
                 recommend(app, out);
             }
         }
@@ -646,8 +646,7 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         Data::Analysed { generation, path, result } if generation == app.model.generation => match result {
             Ok(opened) => {
                 app.model.set(path, opened);
-                app.plan.proposals.clear();
-                app.plan.refresh();
+                app.plan.clear();
                 recommend(app, out);
                 compare_again(app, false, out);
             }
@@ -659,11 +658,10 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         },
         Data::Devices(devices) => app.plan.devices = devices,
         Data::Proposed { generation, result } if generation == app.plan.generation => match result {
-            Ok(proposals) => app.plan.set(proposals),
+            Ok(ranked) => app.plan.set(*ranked),
             Err(failure) => {
                 app.plan.loading = false;
-                app.plan.proposals.clear();
-                app.plan.refresh();
+                app.plan.clear();
                 app.log.note(app.wall_ms, Level::Error, failure.message.clone());
                 app.plan.failure = Some(failure);
             }

@@ -12,11 +12,14 @@ use tinsmith::evaluate::measurement::{Conditions, Interval, Latency, Measurement
 use tinsmith::jobs::state::{Artifact, LogLine};
 use tinsmith::jobs::{JobState, Phase, Status};
 use tinsmith::monitor::Level;
-use tinsmith::plan::{Confidence, Goal, Proposal, Recipe, Step};
+use tinsmith::hardware::Device;
+use tinsmith::plan::recommend::Refused;
+use tinsmith::plan::{Confidence, Goal, Proposal, Recipe, Recommendation, Step};
 use tinsmith::tui::action::KeyMap;
 use tinsmith::tui::app::{App, Data, Effect, Job, Liveness, Msg, Usage};
 use tinsmith::tui::key::Key;
 use tinsmith::tui::model::Opened;
+use tinsmith::tui::plan::Ranked;
 use tinsmith::tui::theme::{Depth, Look, ThemeName};
 use tinsmith::tui::update::update;
 use tinsmith::tui::view;
@@ -272,6 +275,35 @@ pub fn proposals() -> Vec<Proposal> {
     ]
 }
 
+pub fn ranked() -> Ranked {
+    Ranked {
+        device: Device {
+            schema_version: 1,
+            name: "host".into(),
+            description: "Example CPU, this machine".into(),
+            isa: "avx512_vnni".into(),
+            cores: 2,
+            gflops_per_core: 61.5,
+            bandwidth_gbs: 18.25,
+            ram_mb: 8_000,
+            watts: None,
+            uncertainty: 0.3,
+            source: "measured on this machine".into(),
+        },
+        recommendation: Recommendation {
+            schema_version: 1,
+            device: "host".into(),
+            original_latency_ms: Some((0.41, 0.2, 0.82)),
+            proposals: proposals(),
+            refused: vec![Refused {
+                name: "dynamic-int8".into(),
+                reason: "the time is in convolutions, whose dynamic form (ConvInteger) is slow".into(),
+            }],
+            notes: vec!["peak memory is measured, not predicted: memory_mb is judged after a run".into()],
+        },
+    }
+}
+
 /// A curve that falls with a spike.
 pub fn curve(points: u64, start: f64) -> Vec<(u64, f64)> {
     (0..points)
@@ -320,6 +352,7 @@ pub fn job(id: &str, name: &str, status: Status) -> Job {
     Job {
         id: id.into(),
         dir: format!("/home/ada/.local/share/tinsmith/jobs/{id}").into(),
+        model: "/models/digits.onnx".into(),
         state: Arc::new(state),
         liveness: Liveness::Fine,
         usage: None,
@@ -362,7 +395,7 @@ pub fn full(look: Look) -> App {
     data(&mut app, Data::Analysed { generation: 1, path, result: Ok(opened) });
     data(&mut app, Data::Devices(vec!["host".into(), "raspberry-pi-5".into(), "jetson-nano".into()]));
     let generation = app.plan.generation;
-    data(&mut app, Data::Proposed { generation, result: Ok(proposals()) });
+    data(&mut app, Data::Proposed { generation, result: Ok(Box::new(ranked())) });
     data(&mut app, Data::Jobs(jobs()));
     let table = compare(&variants(), Some("original"), &Goal::default(), 0.01).unwrap();
     let generation = app.compare.generation;

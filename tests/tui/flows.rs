@@ -232,7 +232,7 @@ fn marked_runs_are_what_is_compared() {
     let mut all = jobs();
     let mut other = job("20261123-150000-0001", "other", Status::Finished);
     Arc::make_mut(&mut other.state).measurements = vec![measurement("solo", Some(1.0), 999, None)];
-    Arc::make_mut(&mut other.state).model = "/models/other.onnx".into();
+    other.model = "/models/other.onnx".into();
     all.push(other);
     data(&mut app, Data::Jobs(all));
     keys(&mut app, "3");

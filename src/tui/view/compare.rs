@@ -37,8 +37,8 @@ pub(super) fn title(app: &App) -> Titles {
         Source::None => {}
         Source::Marked(n) => title.push(span(format!(" · of {n} marked runs"), Role::Dim)),
         Source::Model(model) => {
-            let name = model.rsplit(['/', '\\']).next().unwrap_or(model);
-            title.push(span(format!(" · {}", crate::text::clean(name, 32)), Role::Accent));
+            let name = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy();
+            title.push(span(format!(" · {}", crate::text::clean(&name, 32)), Role::Accent));
         }
     }
     let mut note = Vec::new();

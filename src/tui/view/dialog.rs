@@ -203,19 +203,20 @@ fn goal(form: &GoalForm, pen: &mut Pen<'_>) {
         let y = i + 2;
         let active = i == form.field;
         pen.spans(0, y, 13, &[span(*label, if active { Role::Focus } else { Role::Text })]);
-        let room = if i == 5 { pen.width().saturating_sub(14) } else { 18 };
+        let wide = i >= 5;
+        let room = if wide { pen.width().saturating_sub(14) } else { 18 };
         if i == 0 {
             let text = format!("◂ {} ▸", crate::text::clean(form.inputs[0].value(), 24));
             let used = pen.spans(14, y, 30, &[span(text, if active { Role::Focus } else { Role::Accent })]);
             pen.text(14 + used.max(18) + 2, y, hint, Role::Dim);
             continue;
         }
-        if i == 5 && form.inputs[5].value().is_empty() && !active {
+        if wide && form.inputs[i].value().is_empty() && !active {
             pen.text(14, y, hint, Role::Dim);
             continue;
         }
         field(&mut pen, 14, y, room, &form.inputs[i], active);
-        if i != 5 {
+        if !wide {
             pen.text(14 + room + 2, y, hint, Role::Dim);
         }
     }

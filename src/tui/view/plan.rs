@@ -4,7 +4,7 @@ use super::super::action::Action;
 use super::super::app::App;
 use super::super::layout::Pane;
 use super::super::paint::{Pen, Span, span};
-use super::super::plan::{Order, command};
+use super::super::plan::{Order, Ranked, command};
 use super::super::theme::Role;
 use super::doc::Doc;
 use super::model::mark_row;
@@ -35,10 +35,10 @@ pub(super) fn title(app: &App) -> Titles {
     }
     let note = if tab.loading {
         vec![span("predicting…", Role::Info)]
-    } else if tab.proposals.is_empty() {
+    } else if tab.proposals().is_empty() {
         vec![]
     } else {
-        vec![span(format!("{} recipes · predictions, not measurements", tab.proposals.len()), Role::Dim)]
+        vec![span(format!("{} recipes · predictions, not measurements", tab.proposals().len()), Role::Dim)]
     };
     (title, note)
 }
@@ -70,10 +70,34 @@ fn goal_line(app: &App) -> Vec<Span> {
             Role::Dim,
         ));
     }
-    if !app.plan.data.is_empty() {
+    if let Some(eval) = &app.plan.data.eval {
         out.push(span("  data ", Role::Dim));
-        out.push(span(app.plan.data.clone(), Role::Text));
+        out.push(span(eval.clone(), Role::Text));
     }
+    out
+}
+
+/// The model as it is on the device, to compare the predictions with.
+fn original_line(app: &App) -> Vec<Span> {
+    let (Some(ranked), Some(opened)) = (&app.plan.ranked, &app.model.opened) else { return vec![] };
+    let mut out = vec![
+        span("As is ", Role::Dim),
+        span(Bytes(opened.summary.file_bytes).to_string(), Role::Text),
+        span(" · ", Role::Dim),
+    ];
+    match ranked.recommendation.original_latency_ms {
+        Some((middle, low, high)) if low < high => {
+            out.push(span(Millis(middle).to_string(), Role::Text));
+            out.push(span(format!(" predicted, {} to {}", Millis(low), Millis(high)), Role::Dim));
+        }
+        Some((middle, ..)) => {
+            out.push(span(Millis(middle).to_string(), Role::Text));
+            out.push(span(" measured", Role::Dim));
+        }
+        None => out.push(span("latency unknown", Role::Warn)),
+    }
+    let device = &ranked.device;
+    out.push(span(format!(" · {} · {} threads", device.isa, device.cores), Role::Dim));
     out
 }
 
@@ -81,7 +105,7 @@ pub(super) fn proposals(app: &App, pen: &mut Pen<'_>, focused: bool) {
     let tab = &app.plan;
     let width = pen.width().saturating_sub(2);
     pen.spans(1, 0, width, &goal_line(app));
-    if tab.proposals.is_empty() {
+    if tab.proposals().is_empty() {
         let area = pen.area();
         let mut rest = pen.part(ratatui::layout::Rect {
             y: area.y + 1.min(area.height),
@@ -97,7 +121,7 @@ pub(super) fn proposals(app: &App, pen: &mut Pen<'_>, focused: bool) {
             }
             (None, true) => super::empty(
                 &mut rest,
-                "No recipe at hand changes this model.",
+                "No recipe helps this model on this device; the reasons stand under Why.",
                 &[(&goal, "change the goal"), (&open, "open another model")],
             ),
             (None, false) => super::empty(
@@ -107,6 +131,7 @@ pub(super) fn proposals(app: &App, pen: &mut Pen<'_>, focused: bool) {
             ),
         };
     }
+    pen.spans(1, 1, width, &original_line(app));
     let grid = Grid::new(&COLUMNS, width);
     let sorted = match tab.order {
         Order::Rank => 0,
@@ -119,7 +144,7 @@ pub(super) fn proposals(app: &App, pen: &mut Pen<'_>, focused: bool) {
     let window = tab.list.window(tab.rows.len(), pen.height().saturating_sub(3));
     for (y, at) in window.enumerate() {
         let y = y + 3;
-        let p = &tab.proposals[tab.rows[at]];
+        let p = &tab.proposals()[tab.rows[at]];
         grid.row(pen, y, &COLUMNS, |column| proposal_cell(p, column));
         if at == tab.list.selected {
             mark_row(pen, y, focused);
@@ -189,8 +214,49 @@ pub(super) fn why_title(app: &App) -> Titles {
 }
 
 pub(super) fn why(app: &App, pen: &mut Pen<'_>) {
-    let Some(p) = app.plan.selected() else { return };
     let mut doc = Doc::new(pen);
+    if let Some(p) = app.plan.selected() {
+        proposal(app, p, &mut doc);
+    }
+    if let Some(ranked) = &app.plan.ranked {
+        answer(ranked, &mut doc);
+    }
+    doc.draw(pen, &app.plan.why);
+}
+
+/// What holds for all proposals: what to know, what was refused, what is assumed of the device.
+fn answer(ranked: &Ranked, doc: &mut Doc) {
+    let Ranked { device, recommendation } = ranked;
+    if !recommendation.notes.is_empty() {
+        doc.heading("To know");
+        for note in &recommendation.notes {
+            doc.item("!", Role::Warn, note);
+        }
+    }
+    if !recommendation.refused.is_empty() {
+        doc.heading("Not proposed");
+        for refused in &recommendation.refused {
+            doc.item("-", Role::Dim, &format!("{}: {}", refused.name, refused.reason));
+        }
+    }
+    doc.heading("Device");
+    doc.pair("name", &format!("{}, {}", device.name, device.description), Role::Text);
+    doc.pair(
+        "assumed",
+        &format!(
+            "{} cores, {}, {:.0} GFLOP/s, {:.1} GB/s, {} of memory",
+            device.cores,
+            device.isa,
+            device.gflops_per_core * device.cores as f64,
+            device.bandwidth_gbs,
+            Bytes(device.ram_mb.saturating_mul(1_000_000))
+        ),
+        Role::Text,
+    );
+    doc.pair("from", &device.source, Role::Dim);
+}
+
+fn proposal(app: &App, p: &Proposal, doc: &mut Doc) {
     let (word, role) = confidence(p.confidence);
     doc.pair("confidence", word, role);
     if let Some((middle, low, high)) = p.predicted_latency_ms {
@@ -225,5 +291,4 @@ pub(super) fn why(app: &App, pen: &mut Pen<'_>) {
         ),
         Role::Dim,
     );
-    doc.draw(pen, &app.plan.why);
 }
