@@ -162,8 +162,7 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
                 When::Never => Some(false),
             };
             let (paths, settings) = (context.paths.clone(), context.settings.clone());
-            let lines =
-                (workbench.open)(Workbench { paths, settings, model: cli.open, color, runs: false })?;
+            let lines = (workbench.open)(Workbench { paths, settings, model: cli.open, color, runs: false })?;
             lines.iter().try_for_each(|line| context.write(&format!("{line}\n")))
         }
         Some(Command::Inspect(args)) => inspect::inspect(&context, args),
