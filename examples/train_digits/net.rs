@@ -24,8 +24,11 @@ struct Net {
 
 /// The graph in training mode and what of it is trained.
 pub fn build(seed: u64) -> Result<(Graph, Vec<ValueId>)> {
-    let mut net =
-        Net { edit: Edit::new("digits", &[("", 17)]), rng: ChaCha8Rng::seed_from_u64(seed), parameters: vec![] };
+    let mut net = Net {
+        edit: Edit::new("digits", &[("", 17)]),
+        rng: ChaCha8Rng::seed_from_u64(seed),
+        parameters: vec![],
+    };
     net.edit.header_mut().ir_version = 8;
     let shape = |tail: &[i64]| {
         let dims = std::iter::once(Dim::symbol("batch")).chain(tail.iter().map(|d| Dim::from(*d))).collect();
@@ -87,8 +90,16 @@ impl Net {
         Ok(self.relu(name, sum))
     }
 
-    fn conv(&mut self, name: &str, x: ValueId, (from, to): (usize, usize), size: usize, stride: i64) -> Result<ValueId> {
-        let weight = self.weight(&format!("{name}.conv.weight"), vec![to, from, size, size], from * size * size)?;
+    fn conv(
+        &mut self,
+        name: &str,
+        x: ValueId,
+        (from, to): (usize, usize),
+        size: usize,
+        stride: i64,
+    ) -> Result<ValueId> {
+        let weight =
+            self.weight(&format!("{name}.conv.weight"), vec![to, from, size, size], from * size * size)?;
         let (size, pad) = (size as i64, size as i64 / 2);
         let attributes = Attributes::new()
             .with("kernel_shape", Attr::Ints(vec![size, size]))
@@ -108,9 +119,8 @@ impl Net {
         let y = self.edit.add_value(&name, None);
         let next = ["mean", "variance"].map(|s| self.edit.add_value(&format!("{name}.next_{s}"), None));
         let inputs = [x, scale, shift, mean, variance].map(Some).to_vec();
-        let attributes = Attributes::new()
-            .with("training_mode", Attr::Int(1))
-            .with("momentum", Attr::Float(MOMENTUM));
+        let attributes =
+            Attributes::new().with("training_mode", Attr::Int(1)).with("momentum", Attr::Float(MOMENTUM));
         let outputs = vec![Some(y), Some(next[0]), Some(next[1])];
         self.edit.add_node(Node::new("BatchNormalization", inputs, outputs).named(name).with(attributes));
         Ok(y)
