@@ -1,6 +1,8 @@
 //! The graph: ONNX semantics, named values, nodes typed by operator, symbolic dimensions. Changes go
 //! through [`edit::Edit`] alone, which applies all of them or none and validates the result.
 
+pub mod constants;
+pub mod coupling;
 pub mod edit;
 pub mod infer;
 mod upgrade;

@@ -1,12 +1,14 @@
 //! A graph or a file enters, a [`Summary`] leaves. No weight is read unless asked for.
 
 use super::size;
-use super::summary::{Layer, SCHEMA_VERSION, Summary, ValueInfo};
+use super::summary::{GroupInfo, Layer, SCHEMA_VERSION, Summary, ValueInfo};
 use crate::error::{Error, Result};
 use crate::formats::{self, FileFacts, Limits, Opened};
+use crate::graph::constants::{Constants, is_weight};
+use crate::graph::coupling::{self, Coupled};
 use crate::graph::{Facts, Graph, Node, Type, ValueId};
-use crate::ops::{Attr, Dim, Fact};
-use crate::tensor::{DType, Stats, Tensor};
+use crate::ops::{Dim, Fact};
+use crate::tensor::{Stats, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -65,12 +67,20 @@ pub fn summarize(graph: &Graph, options: &Options) -> Result<Summary> {
     let uses = graph.uses();
     let constants = Constants::of(graph);
     let bytes = |v: ValueId| {
-        let activation = constants.get(graph, v).is_none();
+        let activation = constants.get(v).is_none();
         activation.then(|| facts.get(v).and_then(fact_bytes)).flatten().unwrap_or(0)
     };
     let mut seen = HashSet::new();
-    let layers: Vec<Layer> =
+    let mut layers: Vec<Layer> =
         (0..graph.nodes().len()).map(|i| layer(graph, i, &facts, &constants, &mut seen)).collect();
+    // Open dimensions stay open for the groups, as they do when the graph is pruned.
+    let groups = match bindings.is_empty() {
+        true => groups(graph, &facts, &constants, &mut layers),
+        false => {
+            let open = graph.infer_noting(&|_| None, |_| None, &mut |_| Ok(()))?;
+            groups(graph, &open, &constants, &mut layers)
+        }
+    };
     let sum = |f: &dyn Fn(&Layer) -> u64| layers.iter().fold(0u64, |s, l| s.saturating_add(f(l)));
     let macs_unknown = layers.iter().filter(|l| l.macs.is_none()).count();
     let unknown_ops = graph.unknown_operators();
@@ -105,7 +115,7 @@ pub fn summarize(graph: &Graph, options: &Options) -> Result<Summary> {
         peak_activation_bytes: super::live::peak(graph, &uses, &bytes),
         bindings,
         layers,
-        groups: Vec::new(),
+        groups,
         unknown_ops,
         metadata: header.metadata.clone(),
         warnings,
@@ -189,40 +199,13 @@ fn infer(
     Ok(facts)
 }
 
-/// Constant tensors: initialisers and what Constant nodes hold, which some exporters use for weights.
-struct Constants<'a>(HashMap<ValueId, &'a Tensor>);
-
-impl<'a> Constants<'a> {
-    fn of(graph: &'a Graph) -> Constants<'a> {
-        let held = |node: &'a Node| {
-            let output = node.outputs.first().copied().flatten()?;
-            match node.attributes.get("value") {
-                Some(Attr::Tensor(t)) if node.is("Constant") => Some((output, t)),
-                _ => None,
-            }
-        };
-        Constants(graph.nodes().iter().filter_map(held).collect())
-    }
-
-    fn get(&self, graph: &'a Graph, v: ValueId) -> Option<&'a Tensor> {
-        graph.initializer(v).or_else(|| self.0.get(&v).copied())
-    }
-}
-
-/// Whether a constant counts as weight: not indices, masks, texts or single numbers.
-fn is_weight(tensor: &Tensor) -> bool {
-    let counted = !matches!(tensor.dtype(), DType::I64 | DType::U64 | DType::Bool | DType::Str);
-    counted && !tensor.shape().is_empty()
-}
-
 /// Scalars and bytes of the weights inside a node's bodies, nested ones included.
 fn inside(node: &Node) -> (u64, u64) {
     let mut work: Vec<&Graph> = node.bodies.iter().map(|(_, g)| g).collect();
     let (mut parameters, mut bytes) = (0u64, 0u64);
     while let Some(body) = work.pop() {
         let held = Constants::of(body);
-        let all = body.initializers().map(|(_, t)| t).chain(held.0.values().copied());
-        for tensor in all.filter(|t| is_weight(t)) {
+        for (_, tensor) in held.iter().filter(|(_, t)| is_weight(t)) {
             parameters = parameters.saturating_add(tensor.len() as u64);
             bytes = bytes.saturating_add(tensor.byte_len());
         }
@@ -242,7 +225,7 @@ fn layer(
     let mut weights = Vec::new();
     let (mut parameters, mut weight_bytes) = inside(node);
     for v in node.inputs.iter().flatten() {
-        if let Some(tensor) = constants.get(graph, *v).filter(|t| is_weight(t)) {
+        if let Some(tensor) = constants.get(*v).filter(|t| is_weight(t)) {
             weights.push((
                 graph.value_name(*v).to_string(),
                 tensor.dtype().name().to_string(),
@@ -291,6 +274,38 @@ fn layer(
     }
 }
 
+/// The coupling groups, as pruning will see them. Each layer is told the prunable group that holds most
+/// indices of one axis of its first output.
+fn groups(graph: &Graph, facts: &Facts, constants: &Constants<'_>, layers: &mut [Layer]) -> Vec<GroupInfo> {
+    let coupled = Coupled::of(graph, facts, &coupling::Options::default());
+    let mut largest: HashMap<ValueId, (usize, usize)> = HashMap::new();
+    for group in coupled.groups().iter().filter(|g| g.prunable()) {
+        for place in &group.places {
+            let indices = group.units * place.per_unit;
+            let best = largest.entry(place.value).or_insert((indices, group.id));
+            if indices > best.0 {
+                *best = (indices, group.id);
+            }
+        }
+    }
+    for (layer, node) in layers.iter_mut().zip(graph.nodes()) {
+        let output = node.outputs.iter().flatten().next();
+        layer.group = output.and_then(|v| largest.get(v)).map(|(_, id)| *id);
+    }
+    coupled
+        .groups()
+        .iter()
+        .map(|g| GroupInfo {
+            id: g.id,
+            units: g.units,
+            prunable: g.prunable(),
+            pinned_by: g.pinned_by.clone(),
+            members: g.weights().map(|p| (graph.value_name(p.value).to_string(), p.axis)).collect(),
+            parameters_per_unit: g.parameters_per_unit(constants),
+        })
+        .collect()
+}
+
 /// Bytes of a value of known shape.
 fn fact_bytes(fact: &Fact) -> Option<u64> {
     let elements = fact.fixed_shape()?.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
@@ -321,8 +336,7 @@ fn interface(graph: &Graph, v: ValueId, facts: &Facts) -> ValueInfo {
 
 /// Reads every floating weight and warns of NaN, infinite and all-zero ones.
 fn inspect_weights(graph: &Graph, constants: &Constants<'_>, warnings: &mut Vec<String>) -> Result<()> {
-    let held = constants.0.iter().map(|(v, t)| (*v, *t));
-    let mut all: Vec<(ValueId, &Tensor)> = graph.initializers().chain(held).collect();
+    let mut all: Vec<(ValueId, &Tensor)> = constants.iter().collect();
     all.sort_by_key(|(v, _)| *v);
     let mut found = Vec::new();
     for (v, tensor) in all {
@@ -355,6 +369,7 @@ mod tests {
     use super::*;
     use crate::graph::Edit;
     use crate::ops::Attributes;
+    use crate::tensor::DType;
 
     fn graph() -> Graph {
         let mut edit = Edit::new("g", &[("", 17), ("my.domain", 1)]);

@@ -1000,7 +1000,7 @@ impl Operator for Pad {
         })
     }
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
-        let mut coupling = Coupling::default();
+        let mut coupling = Coupling { reason: Some("padding keeps its size".into()), ..Coupling::default() };
         let Some(shape) = inputs[0].and_then(|f| f.shape.as_ref()) else { return coupling };
         let Ok(Some(pads)) = self.pads(shape.len(), inputs) else { return coupling };
         for (axis, (n, (before, after))) in shape.iter().zip(pads).enumerate() {

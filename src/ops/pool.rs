@@ -134,11 +134,13 @@ impl Pool {
 fn couple_planes(inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
     let mut coupling =
         Coupling { reason: Some("spatial axes of a pool keep their size".into()), ..Coupling::default() };
+    if outputs.get(1).is_some_and(|f| f.shape.is_some()) {
+        coupling.reason = Some("the places that a pool tells count over all channels".into());
+        return coupling;
+    }
     if inputs.first().copied().flatten().is_some_and(|f| f.shape.is_some()) {
         for axis in 0..2 {
-            for out in 0..outputs.len() {
-                coupling.same((Port::In(0), axis), (Port::Out(out), axis));
-            }
+            coupling.same((Port::In(0), axis), (Port::Out(0), axis));
         }
     }
     coupling
