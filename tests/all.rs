@@ -32,3 +32,5 @@ mod gradients_nn;
 mod conformance;
 #[path = "measure.rs"]
 mod measure;
+#[path = "run.rs"]
+mod run;

@@ -1,6 +1,7 @@
 //! `baseline`: the regression gate. Figures are kept under a name; later ones are tested against them.
 
 use super::context::Context;
+use super::measure::SamplingArgs;
 use super::{compare as sources, goal};
 use crate::compare::{self, Comparison, DEFAULT_MARGIN, Verdict};
 use crate::error::{Error, Result};
@@ -27,6 +28,8 @@ enum What {
         #[arg(required = true)]
         subjects: Vec<String>,
         #[command(flatten)]
+        sampling: SamplingArgs,
+        #[command(flatten)]
         data: goal::DataArgs,
     },
     /// Measure again and fail (exit code 1) where a variant got slower, larger or worse
@@ -43,6 +46,8 @@ enum What {
         #[arg(long, value_name = "PART", default_value_t = 0.05)]
         tolerance: f64,
         #[command(flatten)]
+        sampling: SamplingArgs,
+        #[command(flatten)]
         data: goal::DataArgs,
     },
     /// Names that are kept
@@ -52,13 +57,13 @@ enum What {
 
 pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
-        What::Set { name, subjects, data } => {
-            let figures = sources::figures(context, &subjects, data.data)?;
+        What::Set { name, subjects, sampling, data } => {
+            let figures = sources::figures(context, &subjects, data.data, &sampling)?;
             let baseline = baselines::set(&context.paths, &name, figures)?;
             context.note(&format!("kept {} measurements as {name}", baseline.measurements.len()));
             Ok(())
         }
-        What::Check { name, subjects, tolerance, data } => {
+        What::Check { name, subjects, tolerance, sampling, data } => {
             if !(0.0..10.0).contains(&tolerance) {
                 return Err(Error::usage("TOLERANCE", "the tolerance is a relative change")
                     .found(tolerance)
@@ -66,7 +71,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                     .into());
             }
             let kept = baselines::load(&context.paths, &name)?;
-            let figures = sources::figures(context, &subjects, data.data)?;
+            let figures = sources::figures(context, &subjects, data.data, &sampling)?;
             check(context, &name, &kept.measurements, &figures, tolerance)
         }
         What::List => context.print(&list(context)?),

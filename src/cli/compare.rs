@@ -30,6 +30,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "PART")]
     margin: Option<f64>,
     #[command(flatten)]
+    sampling: measure::SamplingArgs,
+    #[command(flatten)]
     goal: GoalArgs,
 }
 
@@ -37,7 +39,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     context.threads()?;
     let goal = args.goal.parse(None)?;
     let margin = args.margin.or(goal.max_quality_drop).unwrap_or(DEFAULT_MARGIN);
-    let all = figures(context, &args.subjects, args.data)?;
+    let all = figures(context, &args.subjects, args.data, &args.sampling)?;
     let comparison = compare::compare(&all, args.baseline.as_deref(), &goal, margin)?;
     context.show(&comparison)?;
     let gated = goal != Default::default();
@@ -53,6 +55,7 @@ pub(super) fn figures(
     context: &Context,
     subjects: &[String],
     data: Option<String>,
+    sampling: &measure::SamplingArgs,
 ) -> anyhow::Result<Vec<Measurement>> {
     let sources = subjects.iter().map(|s| source(context, s)).collect::<Result<Vec<_>>>()?;
     let models: Vec<String> = sources
@@ -64,7 +67,7 @@ pub(super) fn figures(
         .collect();
     let mut measured = match models.is_empty() {
         true => Vec::new(),
-        false => measure::measure(context, &models, data)?,
+        false => measure::measure(context, &models, data, sampling)?,
     }
     .into_iter();
     let mut all = Vec::new();

@@ -17,6 +17,13 @@ pub(super) struct Binding {
     bind: Vec<String>,
 }
 
+impl Binding {
+    /// Sizes by name.
+    pub(super) fn sizes(&self) -> Result<BTreeMap<String, i64>> {
+        self.bind.iter().map(|pair| parse(pair)).collect()
+    }
+}
+
 /// Show what is in a model: layers, parameters, MACs, bytes, peak activations, coupling groups
 #[derive(Debug, clap::Args)]
 #[command(
@@ -50,7 +57,7 @@ pub(super) fn inspect(context: &Context, args: Inspect) -> anyhow::Result<()> {
 
 /// The summary of a model file.
 pub(super) fn summary(model: &str, binding: &Binding, weights: bool) -> Result<Summary> {
-    let bindings = binding.bind.iter().map(|pair| parse(pair)).collect::<Result<BTreeMap<_, _>>>()?;
+    let bindings = binding.sizes()?;
     analysis::summarize_file(Path::new(model), &Options { bindings, weights, ..Options::default() })
 }
 

@@ -2,11 +2,42 @@
 
 use super::context::Context;
 use super::follow;
+use super::inspect::Binding;
 use crate::error::{Error, Result};
 use crate::evaluate::measurement::Measurement;
 use crate::jobs::Request;
-use crate::jobs::request::Subject;
+use crate::jobs::request::{Sampling, Subject};
 use std::path::Path;
+
+/// How long to measure, and on what input.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Measuring")]
+pub(super) struct SamplingArgs {
+    /// Seconds of sampling for each model over all rounds [default: 3]
+    #[arg(long, value_name = "N")]
+    seconds: Option<f64>,
+    /// Rounds through all models [default: 10]
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    #[command(flatten)]
+    binding: Binding,
+}
+
+impl SamplingArgs {
+    /// As a request states it.
+    pub(super) fn sampling(&self) -> Result<Sampling> {
+        let fault = |field: &str, found: String, limit: &str| {
+            Err(Error::usage("SAMPLING", "this is no way to measure").field(field).found(found).limit(limit))
+        };
+        if let Some(seconds) = self.seconds.filter(|s| !(*s > 0.0 && *s <= 3600.0)) {
+            return fault("--seconds", seconds.to_string(), "more than 0, at most 3600");
+        }
+        if let Some(rounds) = self.rounds.filter(|r| !(1..=10_000).contains(r)) {
+            return fault("--rounds", rounds.to_string(), "1 to 10000");
+        }
+        Ok(Sampling { seconds: self.seconds, rounds: self.rounds, bind: self.binding.sizes()? })
+    }
+}
 
 /// Measure latency, throughput and memory of models, interleaved, each in processes of its own
 #[derive(Debug, clap::Args)]
@@ -17,6 +48,8 @@ pub(super) struct Bench {
     /// Models; outputs are checked against the first
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// Measure quality, latency and memory of models on labelled data
@@ -29,14 +62,16 @@ pub(super) struct Eval {
     /// Data, such as digits:test or csv:FILE?label=last
     #[arg(long, value_name = "DATA")]
     data: String,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 pub(super) fn bench(context: &Context, args: Bench) -> anyhow::Result<()> {
-    finish(context, &measure(context, &args.models, None)?)
+    finish(context, &measure(context, &args.models, None, &args.sampling)?)
 }
 
 pub(super) fn eval(context: &Context, args: Eval) -> anyhow::Result<()> {
-    finish(context, &measure(context, &args.models, Some(args.data))?)
+    finish(context, &measure(context, &args.models, Some(args.data), &args.sampling)?)
 }
 
 /// Shows the figures; fails where nothing could be measured.
@@ -55,12 +90,18 @@ pub(super) fn measure(
     context: &Context,
     models: &[String],
     data: Option<String>,
+    sampling: &SamplingArgs,
 ) -> anyhow::Result<Vec<Measurement>> {
-    let request = request(models, context.thread_list(), data)?;
+    let request = request(models, context.thread_list(), data, sampling.sampling()?)?;
     Ok(follow::submit_and_follow(context, &request)?.state.measurements)
 }
 
-fn request(models: &[String], threads: &[usize], data: Option<String>) -> Result<Request> {
+fn request(
+    models: &[String],
+    threads: &[usize],
+    data: Option<String>,
+    sampling: Sampling,
+) -> Result<Request> {
     for model in models {
         std::fs::metadata(model).map_err(|e| Error::io("read the model", model, e))?;
     }
@@ -68,9 +109,16 @@ fn request(models: &[String], threads: &[usize], data: Option<String>) -> Result
     let subjects = models
         .iter()
         .zip(&names)
-        .map(|(path, name)| Subject { name: name.clone(), path: path.clone() })
+        .map(|(path, name)| Subject::new(name, path))
         .collect();
-    Ok(Request::Measure { name: names.join(" "), models: subjects, threads: threads.to_vec(), data })
+    Ok(Request::Measure {
+        name: names.join(" "),
+        models: subjects,
+        threads: threads.to_vec(),
+        data,
+        sampling,
+        after: Vec::new(),
+    })
 }
 
 /// A name for each path: the file's stem, with as many directories before it as tell them apart.

@@ -54,6 +54,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     if let Some(seed) = context.seed_given {
         recipe.seed = seed;
     }
+    recipe.threads = context.threads()?.or(recipe.threads);
     let given = args.data.spec();
     recipe.data.train = given.train.or(recipe.data.train);
     recipe.data.calibration = given.calibration.or(recipe.data.calibration);

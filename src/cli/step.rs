@@ -136,6 +136,7 @@ fn recipe(context: &Context, common: &Common, name: &str, step: Step) -> Result<
     }
     let mut recipe = Recipe::new(name, &common.model);
     recipe.seed = context.seed;
+    recipe.threads = context.threads()?;
     recipe.measure = common.measure;
     recipe.data = common.data.spec();
     recipe.steps.push(step);

@@ -141,6 +141,15 @@ pub fn memory_limit(root: &Path) -> Option<Bytes> {
     figure(&group.directory, ["memory.max", "memory.limit_in_bytes"])
 }
 
+/// Memory that this process holds now; 0 where the system does not tell.
+pub fn resident() -> Bytes {
+    let pages = fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|s| s.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    Bytes(pages.saturating_mul(rustix::param::page_size() as u64))
+}
+
 /// The first of the files `names` that holds a number of bytes; huge ones mean no limit.
 fn figure(directory: &Path, names: [&str; 2]) -> Option<Bytes> {
     names.iter().find_map(|n| {

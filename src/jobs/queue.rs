@@ -29,7 +29,8 @@ pub fn submit(paths: &Paths, request: &Request) -> Result<JobId> {
 }
 
 /// Starts queued jobs, oldest first, while fewer than `settings.concurrent_jobs` are active. Returns
-/// those that were started. A job that cannot be started is noted as failed and does not hold up others.
+/// those that were started. A job that cannot be started is noted as failed and does not hold up others;
+/// neither does one that waits for the end of others.
 pub fn dispatch(paths: &Paths, settings: &Settings) -> Result<Vec<JobId>> {
     dispatch_with(paths, settings, &program()?)
 }
@@ -46,7 +47,11 @@ fn program() -> Result<PathBuf> {
 pub fn dispatch_with(paths: &Paths, settings: &Settings, program: &Path) -> Result<Vec<JobId>> {
     let mut started = Vec::new();
     let queued = |jobs: Vec<JobHandle>| -> Vec<JobHandle> {
-        jobs.into_iter().filter(|j| j.dir.join(QUEUED).exists()).collect()
+        let mut queued: Vec<JobHandle> =
+            jobs.into_iter().filter(|j| j.dir.join(QUEUED).exists()).collect();
+        // Ids of one second are in no order.
+        queued.sort_by_cached_key(|j| (j.info().map_or(0, |i| i.created_ms), j.id.clone()));
+        queued
     };
     if queued(store::list(paths)).is_empty() {
         return Ok(started);
@@ -54,7 +59,7 @@ pub fn dispatch_with(paths: &Paths, settings: &Settings, program: &Path) -> Resu
     let _turn = lock::queue(paths, START)?;
     let limit = settings.concurrent_jobs.max(1);
     for job in queued(store::list(paths)) {
-        if store::is_held(&job.dir) {
+        if store::is_held(&job.dir) || waits(paths, &job) {
             continue;
         }
         if lock::active(paths, limit)? >= limit {
@@ -66,6 +71,14 @@ pub fn dispatch_with(paths: &Paths, settings: &Settings, program: &Path) -> Resu
         }
     }
     Ok(started)
+}
+
+/// Whether a job that must come first has not ended. One that is paused will go on; one that was
+/// deleted will not.
+fn waits(paths: &Paths, job: &JobHandle) -> bool {
+    let Ok(request) = job.request() else { return false };
+    let ended = |id: &JobId| store::open(paths, id.as_str()).map_or(true, |j| j.status().status.is_final());
+    !request.after().iter().all(ended)
 }
 
 /// Notes that a job could not be started.

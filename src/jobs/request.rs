@@ -1,10 +1,11 @@
 //! What a job is asked to do. Runs are kept as `recipe.toml`, everything else as `request.json`.
 
-use super::store::{SCHEMA_VERSION, read_json};
+use super::store::{JobId, SCHEMA_VERSION, read_json};
 use crate::error::{Error, Result};
 use crate::plan::Recipe;
 use crate::save;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Work for a worker.
@@ -29,6 +30,12 @@ pub enum Request {
         /// Data spec to judge quality with; none measures speed and memory alone.
         #[serde(default)]
         data: Option<String>,
+        /// How long, and on what input.
+        #[serde(default)]
+        sampling: Sampling,
+        /// Jobs whose end, whatever it is, must come first: they make the models.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        after: Vec<JobId>,
     },
 }
 
@@ -39,6 +46,31 @@ pub struct Subject {
     pub name: String,
     /// Path.
     pub path: String,
+    /// Whether it is meant to compute the same as the first one; it then has no speed if it does not.
+    #[serde(default)]
+    pub exact: bool,
+}
+
+impl Subject {
+    /// A model that may differ from the first one.
+    pub fn new(name: impl Into<String>, path: impl Into<String>) -> Subject {
+        Subject { name: name.into(), path: path.into(), exact: false }
+    }
+}
+
+/// How long to measure, and on what input. What is not stated is chosen.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sampling {
+    /// Seconds of sampling for each variant over all rounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Rounds through all variants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<usize>,
+    /// Sizes of open dimensions of the inputs, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub bind: BTreeMap<String, i64>,
 }
 
 /// What the list of jobs shows of a request.
@@ -83,6 +115,23 @@ impl Request {
         }
     }
 
+    /// Jobs that must have ended before this one starts.
+    pub fn after(&self) -> &[JobId] {
+        match self {
+            Request::Run { .. } => &[],
+            Request::Measure { after, .. } => after,
+        }
+    }
+
+    /// Path of the model that a run of `recipe` leaves, relative to the job directory.
+    pub fn artifact_of(recipe: &Recipe) -> String {
+        let kept = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+        let name: String =
+            recipe.name.chars().take(80).map(|c| if kept(c) { c } else { '-' }).collect();
+        let name = name.trim_start_matches('.');
+        format!("artifacts/{}.onnx", if name.is_empty() { "variant" } else { name })
+    }
+
     /// Writes the request into a job directory.
     pub(super) fn store(&self, dir: &Path) -> Result<()> {
         match self {
@@ -122,14 +171,28 @@ mod tests {
     fn requests_survive_the_disk() {
         let mut recipe = Recipe::new("small", "m.onnx");
         recipe.steps.push(Step::new("prune").with("ratio", 0.3));
-        let subject = Subject { name: "a".into(), path: "a.onnx".into() };
-        let measure =
-            Request::Measure { name: "b".into(), models: vec![subject], threads: vec![1, 2], data: None };
+        let measure = Request::Measure {
+            name: "b".into(),
+            models: vec![Subject::new("a", "a.onnx")],
+            threads: vec![1, 2],
+            data: None,
+            sampling: Sampling { seconds: Some(0.5), ..Sampling::default() },
+            after: vec!["20261123-143015-a1b2".parse().unwrap()],
+        };
         for request in [Request::Run { recipe }, measure] {
             let dir = tempfile::tempdir().unwrap();
             request.store(dir.path()).unwrap();
             assert_eq!(Request::load(dir.path()).unwrap(), request);
         }
+    }
+
+    #[test]
+    fn a_name_never_leads_out_of_the_job_directory() {
+        let path = |name: &str| Request::artifact_of(&Recipe::new(name, "m"));
+        assert_eq!(path("prune-20+int8"), "artifacts/prune-20+int8.onnx");
+        assert_eq!(path("../../etc/x y"), "artifacts/-..-etc-x-y.onnx");
+        assert_eq!((path(""), path("..")), ("artifacts/variant.onnx".into(), "artifacts/variant.onnx".into()));
+        assert!(path(&"ü".repeat(300)).len() < 120);
     }
 
     #[test]

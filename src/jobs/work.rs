@@ -10,6 +10,8 @@ use crate::config::Paths;
 use crate::error::Result;
 use crate::monitor::{Level, Monitor};
 
+mod measure;
+mod run;
 #[cfg(debug_assertions)]
 pub mod trial;
 
@@ -59,6 +61,13 @@ pub(super) fn of(request: &Request) -> Result<Box<dyn Work>> {
     if let Some(trial) = trial::from_environment()? {
         return Ok(Box::new(trial));
     }
-    Err(crate::error::Error::unsupported("REQUEST", "this version cannot do this work")
-        .found(request.about().what))
+    Ok(match request {
+        Request::Run { recipe } => Box::new(run::Run::new(recipe)),
+        Request::Measure { models, threads, data, sampling, .. } => Box::new(measure::Measure {
+            models: models.clone(),
+            threads: threads.clone(),
+            data: data.clone(),
+            sampling: sampling.clone(),
+        }),
+    })
 }

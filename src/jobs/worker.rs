@@ -238,6 +238,17 @@ impl<'a> Worker<'a> {
             }
             Some(_) => Ok(info),
             None => {
+                // Before the first start the size is all that is known of the model as submitted.
+                let size = model.metadata().map(|m| m.len()).ok();
+                if let (Some(before), Some(now)) = (info.model_bytes, size)
+                    && before != now
+                {
+                    return Err(Error::integrity("JOB-MODEL", "the model has changed since the job was submitted")
+                        .file(&model)
+                        .found(format!("{now} bytes"))
+                        .limit(format!("{before} bytes"))
+                        .hint("restore the model, or submit a new job"));
+                }
                 info.model_sha256 = Some(digest);
                 save::json(&self.job.dir.join("job.json"), &info)?;
                 Ok(info)
@@ -285,7 +296,7 @@ fn stop_event(stop: Stop) -> Event {
 }
 
 /// Bytes and inodes that are free for this user.
-fn free(dir: &Path) -> (u64, u64) {
+pub(super) fn free(dir: &Path) -> (u64, u64) {
     rustix::fs::statvfs(dir).map_or((0, 0), |s| (s.f_bavail.saturating_mul(s.f_frsize), s.f_favail))
 }
 

@@ -12,6 +12,12 @@ impl Recipe {
         if self.model.trim().is_empty() {
             return Err(Error::usage("RECIPE-MODEL", "the recipe names no model").field("model"));
         }
+        if let Some(threads) = self.threads.filter(|t| !(1..=1024).contains(t)) {
+            return Err(Error::usage("RECIPE-THREADS", "a recipe computes with at least one thread")
+                .field("threads")
+                .found(threads)
+                .limit("1 to 1024"));
+        }
         if let Some(margin) = self.goal.max_quality_drop.filter(|m| !(0.0..1.0).contains(m)) {
             return Err(Error::usage("RECIPE-GOAL", "a quality drop is a relative loss")
                 .field("goal.max_quality_drop")

@@ -69,6 +69,10 @@ pub struct Recipe {
     /// Seed of everything random.
     #[serde(default)]
     pub seed: u64,
+    /// Threads to compute with; all that the machine offers where none is stated. The same recipe with
+    /// the same number gives the same bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
     /// Whether the result (and the original) is measured at the end.
     #[serde(default)]
     pub measure: bool,
@@ -91,6 +95,7 @@ impl Recipe {
             name: name.into(),
             model: model.into(),
             seed: 0,
+            threads: None,
             measure: false,
             data: DataSpec::default(),
             goal: Goal::default(),

@@ -1,0 +1,177 @@
+//! Measures model files against each other. Models enter; announced measurements leave, one for each
+//! model and thread count. Alone on the machine as far as this house's jobs go.
+
+use super::{Activity, Context, Work};
+use crate::analysis::{self, Options, Summary};
+use crate::error::{Error, Kind, Result};
+use crate::evaluate::measure::{Facts, MeasureOptions, VariantSpec, compare_variants};
+use crate::jobs::request::{Sampling, Subject};
+use crate::monitor::{Level, Monitor};
+use crate::runtime::{self, Library};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The work of [`crate::jobs::Request::Measure`].
+pub(super) struct Measure {
+    pub(super) models: Vec<Subject>,
+    pub(super) threads: Vec<usize>,
+    pub(super) data: Option<String>,
+    pub(super) sampling: Sampling,
+}
+
+impl Work for Measure {
+    fn run(&mut self, ctx: &Context<'_>) -> Result<()> {
+        if self.models.is_empty() {
+            return Err(Error::usage("MEASURE", "there is no model to measure"));
+        }
+        let probe = runtime::ensure(ctx.paths, ctx.monitor)?;
+        let Measure { models, threads, data, sampling } = self;
+        let data = data.as_deref();
+        interleaved(ctx, &probe.library, &Interleaved { models, threads, data, sampling })
+    }
+}
+
+/// What to measure.
+pub(super) struct Interleaved<'a> {
+    /// Models; the first is the reference.
+    pub(super) models: &'a [Subject],
+    /// Thread counts, one after the other; one thread where none is stated.
+    pub(super) threads: &'a [usize],
+    /// Labelled data.
+    pub(super) data: Option<&'a str>,
+    /// How long, and on what input.
+    pub(super) sampling: &'a Sampling,
+}
+
+/// Measures and announces.
+///
+/// # Errors
+/// `Invalid` where the reference is no model; those of [`compare_variants`]. What goes wrong with
+/// another model stands in its measurement.
+pub(super) fn interleaved(ctx: &Context<'_>, library: &Library, what: &Interleaved<'_>) -> Result<()> {
+    let _alone = ctx.begin(Activity::Measuring)?;
+    ctx.monitor.phase("look at the models", None);
+    let mut variants = Vec::with_capacity(what.models.len());
+    let mut summaries = Vec::new();
+    for (index, model) in what.models.iter().enumerate() {
+        ctx.monitor.check()?;
+        let path = ctx.info.directory.join(&model.path);
+        let options = Options { bindings: what.sampling.bind.clone(), ..Options::default() };
+        let mut spec = VariantSpec { exact: model.exact, ..VariantSpec::new(&model.name, &path) };
+        match analysis::summarize_file(&path, &options) {
+            Ok(summary) => {
+                spec.facts = facts(&summary, &path);
+                summaries.push(summary);
+            }
+            Err(e) if index == 0 && e.kind() == Kind::Invalid => return Err(e),
+            Err(e) => ctx.monitor.log(Level::Warning, &format!("{}: {e}", model.name)),
+        }
+        variants.push(spec);
+    }
+    let defaults = MeasureOptions::new(library.clone());
+    let (shapes, stated) = shapes(&summaries);
+    for line in stated {
+        ctx.monitor.log(Level::Info, &line);
+    }
+    let one = [1];
+    for &threads in if what.threads.is_empty() { &one } else { what.threads } {
+        let options = MeasureOptions {
+            threads,
+            seconds: what.sampling.seconds.unwrap_or(defaults.seconds),
+            rounds: what.sampling.rounds.unwrap_or(defaults.rounds),
+            shapes: shapes.clone(),
+            dimensions: dimensions(&summaries),
+            eval: what.data.map(String::from),
+            ..defaults.clone()
+        };
+        for row in compare_variants(&variants, &options, ctx.monitor)? {
+            for failure in &row.failures {
+                ctx.monitor.log(Level::Warning, &format!("{}: {failure}", row.variant));
+            }
+            ctx.monitor.measurement(row)?;
+        }
+    }
+    Ok(())
+}
+
+fn facts(summary: &Summary, path: &Path) -> Facts {
+    let file = path.metadata().map_or(0, |m| m.len());
+    Facts {
+        parameters: summary.parameters,
+        macs: summary.macs,
+        weight_bytes: summary.weight_bytes,
+        peak_activation_bytes: summary.peak_activation_bytes,
+        external_bytes: summary.file_bytes.saturating_sub(file),
+    }
+}
+
+/// Sizes of named dimensions as analysis bound them, so that figures and counts are of one input.
+fn dimensions(summaries: &[Summary]) -> BTreeMap<String, usize> {
+    let bound = summaries.iter().flat_map(|s| &s.bindings);
+    bound.filter_map(|(name, size)| Some((name.clone(), usize::try_from(*size).ok()?))).collect()
+}
+
+/// Shapes of the inputs that all models have, with open dimensions bound as analysis bound them, and a
+/// line for each that was open.
+fn shapes(summaries: &[Summary]) -> (BTreeMap<String, Vec<usize>>, Vec<String>) {
+    let (mut shapes, mut lines) = (BTreeMap::new(), Vec::new());
+    let Some(first) = summaries.first() else { return (shapes, lines) };
+    for input in &first.inputs {
+        let common = summaries.iter().all(|s| s.inputs.iter().any(|i| i.name == input.name && i.shape == input.shape));
+        let Some(dims) = input.shape.as_ref().filter(|_| common) else { continue };
+        let bound = |symbol: &str| first.bindings.iter().find(|(s, _)| s == symbol).map(|(_, n)| *n);
+        let size = |(axis, dim): (usize, &String)| {
+            let open = format!("{}.{axis}", input.name);
+            let size = dim.parse().ok().or_else(|| bound(dim)).or_else(|| bound(&open))?;
+            usize::try_from(size).ok()
+        };
+        let Some(shape) = dims.iter().enumerate().map(size).collect::<Option<Vec<usize>>>() else { continue };
+        if dims.iter().skip(1).any(|d| d.parse::<i64>().is_err()) {
+            let text = |d: &[String]| d.join(",");
+            let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
+            lines.push(format!(
+                "input \"{}\" [{}] is measured as [{}]; --bind chooses other sizes",
+                input.name,
+                text(dims),
+                text(&sizes)
+            ));
+        }
+        shapes.insert(input.name.clone(), shape);
+    }
+    (shapes, lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::ValueInfo;
+    use crate::graph::{Edit, Type};
+    use crate::ops::{Attributes, Dim};
+    use crate::tensor::DType;
+
+    fn summary(dims: &[Dim]) -> Summary {
+        let mut edit = Edit::new("g", &[("", 17)]);
+        let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape: Some(dims.to_vec()) });
+        let y = edit.add_op("Relu", &[x], Attributes::new(), "y");
+        edit.add_output(y);
+        analysis::summarize(&edit.commit().unwrap(), &Options::default()).unwrap()
+    }
+
+    #[test]
+    fn open_dimensions_are_measured_as_they_are_counted() {
+        let dims = [Dim::symbol("batch"), Dim::from(3i64), Dim::unknown(), Dim::symbol("width")];
+        let (all, lines) = shapes(&[summary(&dims), summary(&dims)]);
+        assert_eq!(all["x"], [1, 3, 224, 224]);
+        assert!(lines[0].contains("[1,3,224,224]"), "{lines:?}");
+        let (all, lines) = shapes(&[summary(&[Dim::symbol("batch"), Dim::from(64i64)])]);
+        assert!(all["x"] == [1, 64] && lines.is_empty(), "{lines:?}");
+    }
+
+    #[test]
+    fn inputs_that_differ_between_models_are_left_to_each_model() {
+        let (a, mut b) = (summary(&[Dim::from(1i64)]), summary(&[Dim::from(1i64)]));
+        b.inputs = vec![ValueInfo { name: "z".into(), dtype: "f32".into(), shape: None }];
+        assert!(shapes(&[a, b]).0.is_empty());
+        assert!(shapes(&[]).0.is_empty());
+    }
+}

@@ -1,0 +1,255 @@
+//! Runs a recipe. A recipe and its model enter; a variant, a report of each step and, where the recipe
+//! asks for it, measurements leave. Each step begins with what the step before it saved, whether this
+//! process computed it or one before a stop, so that both end with the same bits.
+
+mod afford;
+mod calibration;
+mod resolved;
+
+use super::measure::{self, Interleaved};
+use super::{Activity, Context, Work};
+use crate::data::DataSet;
+use crate::error::{Error, Kind, Result};
+use crate::formats::{self, SaveOptions};
+use crate::graph::Graph;
+use crate::jobs::request::{Request, Sampling, Subject};
+use crate::monitor::{Level, Monitor};
+use crate::passes::{self, Ctx, Feed, PassReport};
+use crate::plan::{Recipe, Step};
+use crate::save;
+use crate::units::{Bytes, Span};
+use afford::Room;
+use calibration::Calibration;
+use resolved::Resolved;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// The graph in a checkpoint.
+const MODEL: &str = "model.onnx";
+/// Reasons for what a pass left alone that are spelled out in the log.
+const REASONS: usize = 5;
+
+/// The work of [`Request::Run`].
+pub(super) struct Run {
+    recipe: Recipe,
+}
+
+impl Run {
+    pub(super) fn new(recipe: &Recipe) -> Run {
+        Run { recipe: recipe.clone() }
+    }
+}
+
+impl Work for Run {
+    fn run(&mut self, ctx: &Context<'_>) -> Result<()> {
+        let recipe = &self.recipe;
+        let notes = recipe.check()?;
+        let model = ctx.info.directory.join(&recipe.model);
+        ctx.monitor.phase("read the model", None);
+        let source = formats::load(&model)?;
+        let calibration = match &recipe.data.calibration {
+            Some(spec) => Some(Calibration::open(spec, &source.graph).map_err(|e| e.file(&model))?),
+            None => None,
+        };
+        if recipe.measure
+            && let Some(eval) = &recipe.data.eval
+        {
+            labelled(eval)?;
+        }
+        if ctx.done.is_none() {
+            notes.iter().chain(&source.facts.warnings).for_each(|n| ctx.monitor.log(Level::Warning, n));
+        }
+        let resolved = Resolved::settle(ctx, recipe, &source.facts, calibration.as_ref())?;
+        save::sweep(&ctx.job.dir.join("artifacts"));
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(resolved.threads)
+            .build()
+            .map_err(|e| Error::internal("THREADS", format!("cannot start threads: {e}")))?;
+        let read = |batch: &mut dyn FnMut(&[(String, crate::tensor::Tensor)]) -> Result<()>| {
+            calibration.as_ref().map_or(Ok(()), |c| c.feed(batch))
+        };
+        let feed: Option<&Feed<'_>> = calibration.is_some().then_some(&read);
+
+        let mut saved = ctx.done.map(|c| c.dir.clone());
+        let mut graph = match &saved {
+            Some(dir) => formats::load(&dir.join(MODEL))?.graph,
+            None => source.graph,
+        };
+        let first = usize::try_from(ctx.first_step()).unwrap_or(usize::MAX);
+        for (index, step) in recipe.steps.iter().enumerate().skip(first) {
+            let mut room = Ctx {
+                monitor: ctx.monitor,
+                seed: recipe.seed,
+                threads: resolved.threads,
+                calibration: feed,
+            };
+            let dir = pool.install(|| compute(ctx, index, step, &graph, &mut room));
+            let dir = dir.map_err(|e| e.file(&model))?;
+            graph = formats::load(&dir.join(MODEL))?.graph;
+            saved = Some(dir);
+        }
+        let artifact = publish(ctx, recipe, &graph, saved.as_deref())?;
+        drop(graph);
+        if recipe.measure {
+            self.measure(ctx, &model, &artifact)?;
+        }
+        Ok(())
+    }
+}
+
+impl Run {
+    /// Measures the model and its variant. The variant stands, whether it can be measured or not.
+    fn measure(&self, ctx: &Context<'_>, model: &Path, artifact: &Path) -> Result<()> {
+        let recipe = &self.recipe;
+        let probe = match crate::runtime::ensure(ctx.paths, ctx.monitor) {
+            Ok(probe) => probe,
+            Err(e) if matches!(e.kind(), Kind::Stopped | Kind::Interrupted) || save::is_disk_full(&e) => {
+                return Err(e);
+            }
+            Err(e) => {
+                let message = format!("measuring was not possible, the variant is complete: {e}");
+                ctx.monitor.log(Level::Warning, &message);
+                return Ok(());
+            }
+        };
+        let exact = recipe.steps.iter().all(|s| s.pass == "optimize");
+        let subject = |name: &str, path: &Path, exact| Subject {
+            name: name.into(),
+            path: path.to_string_lossy().into_owned(),
+            exact,
+        };
+        let models = [subject("original", model, false), subject(&recipe.name, artifact, exact)];
+        measure::interleaved(
+            ctx,
+            &probe.library,
+            &Interleaved {
+                models: &models,
+                threads: recipe.threads.as_slice(),
+                data: recipe.data.eval.as_deref(),
+                sampling: &Sampling::default(),
+            },
+        )
+    }
+}
+
+/// Evaluation data must be there, with labels, before hours are spent on what it shall judge.
+fn labelled(spec: &str) -> Result<()> {
+    let data = DataSet::open(spec).map_err(|e| e.field(format!("data.eval \"{spec}\"")))?;
+    if data.labels().is_empty() {
+        return Err(Error::usage("EVAL-LABELS", "these data have no labels")
+            .field(format!("data.eval \"{spec}\""))
+            .hint("name the label column or use other data"));
+    }
+    Ok(())
+}
+
+/// Computes one step and saves its result; returns the directory of the checkpoint.
+fn compute(
+    ctx: &Context<'_>,
+    index: usize,
+    step: &Step,
+    graph: &Graph,
+    room: &mut Ctx<'_>,
+) -> Result<PathBuf> {
+    let number = index as u64;
+    let pass = passes::by_name(&step.pass, &step.settings).map_err(|e| e.field(format!("step[{index}]")))?;
+    ctx.monitor.set_step(number);
+    let _computing = ctx.begin(Activity::Computing)?;
+    ctx.monitor.phase(pass.name(), None);
+    pass.check(graph, room)?;
+    let estimate = pass.estimate(graph);
+    ctx.monitor.log(
+        Level::Info,
+        &format!(
+            "{} needs about {} of time, {} of memory and {} of disk",
+            pass.name(),
+            Span(estimate.seconds),
+            estimate.memory,
+            estimate.disk
+        ),
+    );
+    Room::here(ctx).fits(pass.name(), &estimate)?;
+    let begin = Instant::now();
+    let (graph, report) = pass.run(graph, room)?;
+    tell(ctx.monitor, &report, begin.elapsed().as_secs_f64());
+    let path = ctx.job.dir.join(format!("artifacts/{:02}-{}.report.json", index + 1, pass.name()));
+    save::json(&path, &report)?;
+    ctx.monitor.phase("save", None);
+    let options = SaveOptions { monitor: ctx.monitor, ..SaveOptions::default() };
+    let checkpoint = ctx.checkpoints.save(number, |dir| {
+        formats::save_with(&graph, &dir.join(MODEL), &options).map(drop)
+    })?;
+    ctx.monitor.checkpoint(number, &checkpoint.dir)?;
+    ctx.monitor.check()?;
+    Ok(checkpoint.dir)
+}
+
+/// What a pass did, in a few lines.
+fn tell(monitor: &dyn Monitor, report: &PassReport, seconds: f64) {
+    let PassReport { pass, applied, skipped, facts, .. } = report;
+    let mut by_rule: BTreeMap<&str, usize> = BTreeMap::new();
+    applied.iter().for_each(|a| *by_rule.entry(&a.rule).or_default() += 1);
+    let rules: Vec<String> = by_rule.iter().map(|(rule, n)| format!("{n} x {rule}")).collect();
+    let done = if rules.is_empty() { "changed nothing".to_string() } else { rules.join(", ") };
+    let level = if applied.is_empty() { Level::Warning } else { Level::Info };
+    monitor.log(
+        level,
+        &format!("{pass}: {done}; {} left alone; {}", skipped.len(), Span(seconds)),
+    );
+    let mut reasons: BTreeMap<(&str, &str), (usize, &str)> = BTreeMap::new();
+    for s in skipped {
+        reasons.entry((&s.rule, &s.reason)).or_insert((0, &s.target)).0 += 1;
+    }
+    let mut reasons: Vec<_> = reasons.into_iter().collect();
+    reasons.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
+    for ((rule, reason), (count, target)) in reasons.iter().take(REASONS) {
+        monitor.log(Level::Info, &format!("{pass}: {rule} left {count} alone ({target}): {reason}"));
+    }
+    if reasons.len() > REASONS {
+        monitor.log(Level::Info, &format!("{pass}: further reasons are in the report"));
+    }
+    let facts: Vec<String> = facts.iter().map(|(name, value)| fact(name, *value)).collect();
+    if !facts.is_empty() {
+        monitor.log(Level::Info, &format!("{pass}: {}", facts.join(", ")));
+    }
+}
+
+fn fact(name: &str, value: f64) -> String {
+    match name.contains("bytes") && value >= 0.0 {
+        true => format!("{name} {}", Bytes(value as u64)),
+        false => format!("{name} {value}"),
+    }
+}
+
+/// Puts the result under its name and announces it. A checkpoint of one file is linked, not copied.
+fn publish(ctx: &Context<'_>, recipe: &Recipe, graph: &Graph, saved: Option<&Path>) -> Result<PathBuf> {
+    let path = ctx.job.dir.join(Request::artifact_of(recipe));
+    ctx.monitor.phase("write the variant", None);
+    let data = match saved.filter(|dir| link(dir, &path)) {
+        Some(_) => None,
+        None => {
+            let options = SaveOptions { monitor: ctx.monitor, ..SaveOptions::default() };
+            formats::save_with(graph, &path, &options)?.data
+        }
+    };
+    if let Some((data, _)) = data {
+        ctx.monitor.artifact(&recipe.name, &data)?;
+    }
+    ctx.monitor.artifact(&recipe.name, &path)?;
+    Ok(path)
+}
+
+/// Links the model of a checkpoint to `path`, where it has no further files and the file system can.
+fn link(checkpoint: &Path, path: &Path) -> bool {
+    let own = |name: &std::ffi::OsStr| name == MODEL || name == "manifest.json";
+    let alone = fs::read_dir(checkpoint)
+        .is_ok_and(|mut d| d.all(|e| e.is_ok_and(|e| own(&e.file_name()))));
+    if !alone {
+        return false;
+    }
+    let _ = fs::remove_file(path);
+    fs::hard_link(checkpoint.join(MODEL), path).is_ok()
+        && path.parent().is_some_and(|p| save::sync_directory(p).is_ok())
+}
