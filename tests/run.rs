@@ -159,9 +159,9 @@ fn signal(child: &Child, signal: rustix::process::Signal) {
 
 /// A recipe whose calibration takes a second or two.
 fn slow(home: &Home) -> Recipe {
-    net(&home.at("wide.onnx"), 64);
+    net(&home.at("wide.onnx"), 160);
     let mut recipe = home.recipe("slow", "wide.onnx", &[static_int8()]);
-    recipe.data.calibration = Some("digits:train#0..1024".into());
+    recipe.data.calibration = Some("digits:train".into());
     recipe
 }
 

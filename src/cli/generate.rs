@@ -111,6 +111,7 @@ theme = \"auto\"
 /// The published schemas by name.
 pub(super) const SCHEMAS: &[(&str, &str)] = &[
     ("comparison", include_str!("../../assets/schema/comparison.json")),
+    ("devices", include_str!("../../assets/schema/devices.json")),
     ("doctor", include_str!("../../assets/schema/doctor.json")),
     ("error", include_str!("../../assets/schema/error.json")),
     ("event", include_str!("../../assets/schema/event.json")),

@@ -9,21 +9,19 @@ use crate::jobs::Request;
 use crate::jobs::request::{Sampling, Subject};
 use std::path::Path;
 
-/// How long to measure, and on what input.
+/// How long to measure.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Measuring")]
-pub(super) struct SamplingArgs {
+pub(super) struct Effort {
     /// Seconds of sampling for each model over all rounds [default: 3]
     #[arg(long, value_name = "N")]
     seconds: Option<f64>,
     /// Rounds through all models [default: 10]
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    #[command(flatten)]
-    binding: Binding,
 }
 
-impl SamplingArgs {
+impl Effort {
     /// As a request states it.
     pub(super) fn sampling(&self) -> Result<Sampling> {
         let fault = |field: &str, found: String, limit: &str| {
@@ -35,7 +33,22 @@ impl SamplingArgs {
         if let Some(rounds) = self.rounds.filter(|r| !(1..=10_000).contains(r)) {
             return fault("--rounds", rounds.to_string(), "1 to 10000");
         }
-        Ok(Sampling { seconds: self.seconds, rounds: self.rounds, bind: self.binding.sizes()? })
+        Ok(Sampling { seconds: self.seconds, rounds: self.rounds, ..Sampling::default() })
+    }
+}
+
+/// How long to measure, and on what input.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct SamplingArgs {
+    #[command(flatten)]
+    effort: Effort,
+    #[command(flatten)]
+    binding: Binding,
+}
+
+impl SamplingArgs {
+    fn sampling(&self) -> Result<Sampling> {
+        Ok(Sampling { bind: self.binding.sizes()?, ..self.effort.sampling()? })
     }
 }
 
