@@ -185,7 +185,8 @@ fn a_recipe_leaves_a_variant_a_report_and_what_it_was_settled_on() {
     assert!(operators.iter().any(|o| o == "QuantizeLinear"), "{operators:?}");
 
     let report: tinsmith::passes::PassReport =
-        serde_json::from_slice(&fs::read(job.dir.join("artifacts/01-quantize.report.json")).unwrap()).unwrap();
+        serde_json::from_slice(&fs::read(job.dir.join("artifacts/01-quantize.report.json")).unwrap())
+            .unwrap();
     assert_eq!(report.pass, "quantize");
     assert!(!report.applied.is_empty());
     let resolved: toml::Table =
@@ -315,7 +316,10 @@ fn a_model_or_data_that_changed_is_refused() {
     fs::write(home.at("net.onnx"), good).unwrap();
     let rows = |scale: f64| -> String {
         (0..200)
-            .map(|r| (0..64).map(|c| format!("{},", scale * f64::from((r * 7 + c) % 16))).collect::<String>() + "0\n")
+            .map(|r| {
+                (0..64).map(|c| format!("{},", scale * f64::from((r * 7 + c) % 16))).collect::<String>()
+                    + "0\n"
+            })
             .collect()
     };
     fs::write(home.at("rows.csv"), rows(1.0)).unwrap();
@@ -395,7 +399,12 @@ fn a_measured_run_leaves_both_rows_with_quality_and_facts() {
     for row in &rows {
         assert!(row.failures.is_empty(), "{:?}", row.failures);
         assert!(row.latency_ms.is_some() && row.peak_rss_bytes.is_some() && row.quality.is_some());
-        assert!(row.parameters > 5000 && row.macs > 10_000 && row.weight_bytes > 0 && row.peak_activation_bytes > 0);
+        assert!(
+            row.parameters > 5000
+                && row.macs > 10_000
+                && row.weight_bytes > 0
+                && row.peak_activation_bytes > 0
+        );
         assert_eq!(row.conditions.inputs, ["x:f32[1,1,8,8]"]);
     }
     assert_eq!(rows[0].macs, 64 * (9 * 8 + 9 * 64) + 5120);
@@ -478,6 +487,10 @@ fn a_damaged_reference_is_no_measurement() {
     assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
     assert!(text(&out.stderr).contains("bad.onnx"));
     for (flag, value) in [("--seconds", "0"), ("--seconds", "nan"), ("--rounds", "0")] {
-        assert_eq!(home.tinsmith(&["bench", "net.onnx", flag, value]).status.code(), Some(2), "{flag} {value}");
+        assert_eq!(
+            home.tinsmith(&["bench", "net.onnx", flag, value]).status.code(),
+            Some(2),
+            "{flag} {value}"
+        );
     }
 }

@@ -119,11 +119,7 @@ fn request(
         std::fs::metadata(model).map_err(|e| Error::io("read the model", model, e))?;
     }
     let names = names(models);
-    let subjects = models
-        .iter()
-        .zip(&names)
-        .map(|(path, name)| Subject::new(name, path))
-        .collect();
+    let subjects = models.iter().zip(&names).map(|(path, name)| Subject::new(name, path)).collect();
     Ok(Request::Measure {
         name: names.join(" "),
         models: subjects,

@@ -17,8 +17,7 @@ pub fn sample(paths: &Paths) -> Result<PathBuf> {
     let path = directory.join(format!("{SAMPLE}.onnx"));
     let whole = save::digest(&path).is_ok_and(|(sha256, _)| sha256 == save::sha256(MODEL));
     if !whole {
-        std::fs::create_dir_all(&directory)
-            .map_err(|e| Error::io("create the directory", &directory, e))?;
+        std::fs::create_dir_all(&directory).map_err(|e| Error::io("create the directory", &directory, e))?;
         save::bytes(&path, MODEL)?;
     }
     Ok(path)

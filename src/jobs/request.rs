@@ -126,8 +126,7 @@ impl Request {
     /// Path of the model that a run of `recipe` leaves, relative to the job directory.
     pub fn artifact_of(recipe: &Recipe) -> String {
         let kept = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
-        let name: String =
-            recipe.name.chars().take(80).map(|c| if kept(c) { c } else { '-' }).collect();
+        let name: String = recipe.name.chars().take(80).map(|c| if kept(c) { c } else { '-' }).collect();
         let name = name.trim_start_matches('.');
         format!("artifacts/{}.onnx", if name.is_empty() { "variant" } else { name })
     }
@@ -191,7 +190,10 @@ mod tests {
         let path = |name: &str| Request::artifact_of(&Recipe::new(name, "m"));
         assert_eq!(path("prune-20+int8"), "artifacts/prune-20+int8.onnx");
         assert_eq!(path("../../etc/x y"), "artifacts/-..-etc-x-y.onnx");
-        assert_eq!((path(""), path("..")), ("artifacts/variant.onnx".into(), "artifacts/variant.onnx".into()));
+        assert_eq!(
+            (path(""), path("..")),
+            ("artifacts/variant.onnx".into(), "artifacts/variant.onnx".into())
+        );
         assert!(path(&"ü".repeat(300)).len() < 120);
     }
 

@@ -243,11 +243,14 @@ impl<'a> Worker<'a> {
                 if let (Some(before), Some(now)) = (info.model_bytes, size)
                     && before != now
                 {
-                    return Err(Error::integrity("JOB-MODEL", "the model has changed since the job was submitted")
-                        .file(&model)
-                        .found(format!("{now} bytes"))
-                        .limit(format!("{before} bytes"))
-                        .hint("restore the model, or submit a new job"));
+                    return Err(Error::integrity(
+                        "JOB-MODEL",
+                        "the model has changed since the job was submitted",
+                    )
+                    .file(&model)
+                    .found(format!("{now} bytes"))
+                    .limit(format!("{before} bytes"))
+                    .hint("restore the model, or submit a new job"));
                 }
                 info.model_sha256 = Some(digest);
                 save::json(&self.job.dir.join("job.json"), &info)?;

@@ -117,7 +117,8 @@ fn shapes(summaries: &[Summary]) -> (BTreeMap<String, Vec<usize>>, Vec<String>) 
     let (mut shapes, mut lines) = (BTreeMap::new(), Vec::new());
     let Some(first) = summaries.first() else { return (shapes, lines) };
     for input in &first.inputs {
-        let common = summaries.iter().all(|s| s.inputs.iter().any(|i| i.name == input.name && i.shape == input.shape));
+        let common =
+            summaries.iter().all(|s| s.inputs.iter().any(|i| i.name == input.name && i.shape == input.shape));
         let Some(dims) = input.shape.as_ref().filter(|_| common) else { continue };
         let bound = |symbol: &str| first.bindings.iter().find(|(s, _)| s == symbol).map(|(_, n)| *n);
         let size = |(axis, dim): (usize, &String)| {

@@ -79,12 +79,8 @@ impl Work for Run {
         };
         let first = usize::try_from(ctx.first_step()).unwrap_or(usize::MAX);
         for (index, step) in recipe.steps.iter().enumerate().skip(first) {
-            let mut room = Ctx {
-                monitor: ctx.monitor,
-                seed: recipe.seed,
-                threads: resolved.threads,
-                calibration: feed,
-            };
+            let mut room =
+                Ctx { monitor: ctx.monitor, seed: recipe.seed, threads: resolved.threads, calibration: feed };
             let dir = pool.install(|| compute(ctx, index, step, &graph, &mut room));
             let dir = dir.map_err(|e| e.file(&model))?;
             graph = formats::load(&dir.join(MODEL))?.graph;
@@ -178,9 +174,9 @@ fn compute(
     save::json(&path, &report)?;
     ctx.monitor.phase("save", None);
     let options = SaveOptions { monitor: ctx.monitor, ..SaveOptions::default() };
-    let checkpoint = ctx.checkpoints.save(number, |dir| {
-        formats::save_with(&graph, &dir.join(MODEL), &options).map(drop)
-    })?;
+    let checkpoint = ctx
+        .checkpoints
+        .save(number, |dir| formats::save_with(&graph, &dir.join(MODEL), &options).map(drop))?;
     ctx.monitor.checkpoint(number, &checkpoint.dir)?;
     ctx.monitor.check()?;
     Ok(checkpoint.dir)
@@ -194,10 +190,7 @@ fn tell(monitor: &dyn Monitor, report: &PassReport, seconds: f64) {
     let rules: Vec<String> = by_rule.iter().map(|(rule, n)| format!("{n} x {rule}")).collect();
     let done = if rules.is_empty() { "changed nothing".to_string() } else { rules.join(", ") };
     let level = if applied.is_empty() { Level::Warning } else { Level::Info };
-    monitor.log(
-        level,
-        &format!("{pass}: {done}; {} left alone; {}", skipped.len(), Span(seconds)),
-    );
+    monitor.log(level, &format!("{pass}: {done}; {} left alone; {}", skipped.len(), Span(seconds)));
     let mut reasons: BTreeMap<(&str, &str), (usize, &str)> = BTreeMap::new();
     for s in skipped {
         reasons.entry((&s.rule, &s.reason)).or_insert((0, &s.target)).0 += 1;
@@ -244,8 +237,7 @@ fn publish(ctx: &Context<'_>, recipe: &Recipe, graph: &Graph, saved: Option<&Pat
 /// Links the model of a checkpoint to `path`, where it has no further files and the file system can.
 fn link(checkpoint: &Path, path: &Path) -> bool {
     let own = |name: &std::ffi::OsStr| name == MODEL || name == "manifest.json";
-    let alone = fs::read_dir(checkpoint)
-        .is_ok_and(|mut d| d.all(|e| e.is_ok_and(|e| own(&e.file_name()))));
+    let alone = fs::read_dir(checkpoint).is_ok_and(|mut d| d.all(|e| e.is_ok_and(|e| own(&e.file_name()))));
     if !alone {
         return false;
     }

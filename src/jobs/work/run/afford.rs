@@ -47,10 +47,13 @@ impl Room {
         }
         let disk = Bytes(estimate.disk.0.saturating_mul(COPIES));
         if disk > self.disk {
-            return Err(Error::limit_exceeded("STEP-DISK", format!("the result of {pass} does not fit on the disk"))
-                .found(disk)
-                .limit(format!("{} free", self.disk))
-                .hint("free some space, or choose another --home"));
+            return Err(Error::limit_exceeded(
+                "STEP-DISK",
+                format!("the result of {pass} does not fit on the disk"),
+            )
+            .found(disk)
+            .limit(format!("{} free", self.disk))
+            .hint("free some space, or choose another --home"));
         }
         Ok(())
     }

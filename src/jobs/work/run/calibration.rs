@@ -43,8 +43,11 @@ impl Calibration {
             }
             _ => {
                 return Err(named(
-                    Error::unsupported("CALIBRATION-INPUT", "the model does not state the shape of its input")
-                        .found(format!("input \"{name}\"")),
+                    Error::unsupported(
+                        "CALIBRATION-INPUT",
+                        "the model does not state the shape of its input",
+                    )
+                    .found(format!("input \"{name}\"")),
                 ));
             }
         };

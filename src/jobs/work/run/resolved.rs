@@ -1,8 +1,8 @@
 //! What a run was settled on at its first start, kept as `resolved.toml`: everything beside the recipe
 //! that decides its result. A later start goes by it, or refuses where something has changed since.
 
-use super::calibration::Calibration;
 use super::Context;
+use super::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::formats::FileFacts;
 use crate::hardware::Machine;
@@ -67,7 +67,8 @@ impl Resolved {
         if path.exists() {
             let before = Resolved::load(&path)?;
             before.agree(&now, &path)?;
-            for (what, then, here) in [("version", &before.version, &now.version), ("isa", &before.isa, &now.isa)]
+            for (what, then, here) in
+                [("version", &before.version, &now.version), ("isa", &before.isa, &now.isa)]
             {
                 if then != here {
                     let message = format!(
@@ -106,10 +107,12 @@ impl Resolved {
         ];
         match fields.iter().find(|(_, same)| !same) {
             None => Ok(()),
-            Some((field, _)) => Err(Error::integrity("JOB-INPUTS", "what the run reads has changed since it began")
-                .file(path)
-                .field(*field)
-                .hint("restore it, or submit a new job")),
+            Some((field, _)) => {
+                Err(Error::integrity("JOB-INPUTS", "what the run reads has changed since it began")
+                    .file(path)
+                    .field(*field)
+                    .hint("restore it, or submit a new job"))
+            }
         }
     }
 }
