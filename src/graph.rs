@@ -219,6 +219,12 @@ impl Graph {
     pub fn initializer(&self, v: ValueId) -> Option<&Tensor> {
         self.initializers.get(&v)
     }
+    /// The tensor of a value that is the same in every run: an initialiser that no caller can replace.
+    /// From IR version 4 on, an initialiser that is an input too is only a default.
+    pub fn constant(&self, v: ValueId) -> Option<&Tensor> {
+        let tensor = self.initializers.get(&v)?;
+        (self.header.ir_version < 4 || !self.inputs.contains(&v)).then_some(tensor)
+    }
     /// Constants in file order.
     pub fn initializers(&self) -> impl Iterator<Item = (ValueId, &Tensor)> {
         self.initializer_order.iter().filter_map(|v| Some((*v, self.initializers.get(v)?)))

@@ -1,6 +1,7 @@
 //! Passes: graph to graph, each with a report of what it applied and what it skipped, and why.
 //! They know graphs, operators and the executor; they know no job, no file of results and no face.
 
+pub mod optimize;
 pub mod quantize;
 
 use crate::error::{Error, Result};
@@ -109,11 +110,18 @@ pub trait Pass: Send + Sync {
 type Build = fn(&toml::Table) -> Result<Box<dyn Pass>>;
 
 /// All passes: name, one sentence, builder.
-pub const PASSES: &[(&str, &str, Build)] = &[(
-    "quantize",
-    "int8 weights, with activations quantised at run time or on calibrated ranges",
-    quantize::build,
-)];
+pub const PASSES: &[(&str, &str, Build)] = &[
+    (
+        "optimize",
+        "constants folded, what does nothing removed, batch norms fused: the same outputs from fewer nodes",
+        optimize::build,
+    ),
+    (
+        "quantize",
+        "int8 weights, with activations quantised at run time or on calibrated ranges",
+        quantize::build,
+    ),
+];
 
 /// The pass of a recipe step; a `Usage` error names the step's faulty field.
 pub fn by_name(name: &str, settings: &toml::Table) -> Result<Box<dyn Pass>> {

@@ -34,3 +34,6 @@ mod conformance;
 mod measure;
 #[path = "run.rs"]
 mod run;
+
+#[path = "optimize.rs"]
+mod optimize;

@@ -136,6 +136,13 @@ impl Edit {
         }
     }
 
+    /// Makes every node read `to(v)` wherever it reads `v` (graph outputs and bodies excepted).
+    pub fn redirect_all(&mut self, to: impl Fn(ValueId) -> ValueId) {
+        for input in self.graph.nodes.iter_mut().flat_map(|n| n.inputs.iter_mut().flatten()) {
+            *input = to(*input);
+        }
+    }
+
     /// Sets the declared type of a value (graph inputs and outputs, opaque results).
     pub fn set_type(&mut self, v: ValueId, ty: Option<Type>) {
         self.graph.values[v.0 as usize].ty = ty;

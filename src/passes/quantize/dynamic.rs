@@ -7,6 +7,7 @@ use super::{Settings, constant_weight, weights};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, Node, NodeIndex, ValueId};
 use crate::ops::{Attr, Attributes};
+use crate::passes::optimize::drop_unused_constants;
 use crate::passes::{Ctx, PassReport};
 use crate::tensor::{DType, Tensor};
 use std::collections::HashMap;
@@ -150,22 +151,6 @@ pub(super) fn run(
     report.facts.insert("quantized_nodes".into(), used as f64);
     let edited = edit.commit()?;
     drop_unused_constants(edited)
-}
-
-/// Weights whose every reader was replaced leave the graph.
-pub(super) fn drop_unused_constants(graph: Graph) -> Result<Graph> {
-    let uses = graph.uses();
-    let unused: Vec<ValueId> = graph
-        .initializers()
-        .map(|(v, _)| v)
-        .filter(|v| uses.consumers(*v).is_empty() && !graph.outputs().contains(v))
-        .collect();
-    let mut edit = Edit::of(graph);
-    for v in unused {
-        edit.remove_initializer(v);
-        edit.remove_input(v);
-    }
-    edit.commit()
 }
 
 fn f32s(shape: Vec<usize>, v: Vec<f32>) -> Result<Tensor> {

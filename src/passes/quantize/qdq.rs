@@ -3,10 +3,11 @@
 //! Runtime fuses them into integer kernels: no pair between a convolution and its ReLU, one grid
 //! across operators that only move data, a pair on each side of residual additions and concatenations.
 
-use super::{Settings, calibrate, constant_weight, dynamic::drop_unused_constants, ranges::Range, weights};
+use super::{Settings, calibrate, constant_weight, ranges::Range, weights};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, Node, NodeIndex, Uses, ValueId};
 use crate::ops::{Attr, Attributes};
+use crate::passes::optimize::drop_unused_constants;
 use crate::passes::{Ctx, PassReport};
 use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

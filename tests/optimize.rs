@@ -1,0 +1,89 @@
+//! The optimiser on real models: fewer nodes, and on ONNX Runtime the outputs that the original gives.
+
+use crate::cache;
+use std::path::{Path, PathBuf};
+use tinsmith::formats;
+use tinsmith::graph::Graph;
+use tinsmith::monitor::Silent;
+use tinsmith::passes::{self, Ctx, PassReport};
+use tinsmith::runtime::{Optimization, Session, SessionOptions};
+use tinsmith::tensor::Tensor;
+
+/// Real models with an input that they take: (name, file, input).
+pub fn models() -> Vec<(&'static str, PathBuf, Vec<(String, Tensor)>)> {
+    let bytes: Vec<i32> = (0..4096).map(|i| if i % 2048 < 1500 { (i * 7) % 256 } else { 256 }).collect();
+    let mut models = vec![(
+        "magika",
+        cache::fetched("magika").file("model.onnx").unwrap(),
+        vec![("bytes".to_string(), Tensor::from_vec(vec![2, 2048], bytes).unwrap())],
+    )];
+    let ppocr = cache::fetched("ppocr");
+    for (name, shape) in [("cls", [2, 3, 48, 192]), ("det", [1, 3, 64, 96]), ("rec", [1, 3, 48, 160])] {
+        models.push((name, ppocr.file(&format!("{name}_infer.onnx")).unwrap(), picture(shape, 37)));
+    }
+    models
+}
+
+/// A made-up picture for the ppocr models.
+pub fn picture(shape: [usize; 4], step: usize) -> Vec<(String, Tensor)> {
+    let pixels =
+        (0..shape.iter().product()).map(|i: usize| ((i * step) % 255) as f32 / 127.5 - 1.0).collect();
+    vec![("x".to_string(), Tensor::from_vec(shape.to_vec(), pixels).unwrap())]
+}
+
+/// All outputs on ONNX Runtime, which optimises nothing by itself.
+pub fn outputs(model: &Path, input: &[(String, Tensor)]) -> Vec<(String, Vec<f32>)> {
+    let options = SessionOptions { optimization: Optimization::None, ..SessionOptions::default() };
+    let mut session = Session::load(&cache::runtime(), model, &options).unwrap();
+    let out = session.run(input).unwrap();
+    out.into_iter().map(|(name, t)| (name, t.to_f32s().unwrap())).collect()
+}
+
+fn optimized(graph: &Graph) -> (Graph, PassReport) {
+    let pass = passes::by_name("optimize", &"".parse().unwrap()).unwrap();
+    pass.run(graph, &mut Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None }).unwrap()
+}
+
+#[test]
+fn real_models_get_smaller_and_give_the_same_outputs() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, file, input) in models() {
+        let graph = formats::load(&file).unwrap().graph;
+        let (small, report) = optimized(&graph);
+        let path = dir.path().join(format!("{name}.onnx"));
+        formats::save(&small, &path).unwrap();
+        let (before, after) = (graph.nodes().len(), small.nodes().len());
+        let (a, b) = (outputs(&file, &input), outputs(&path, &input));
+        let mut worst = 0f32;
+        for ((x, a), (y, b)) in a.iter().zip(&b) {
+            assert_eq!((x, a.len()), (y, b.len()));
+            worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
+        }
+        println!("{name}: {before} nodes to {after}, largest difference {worst:e}");
+        let mut rules = std::collections::BTreeMap::new();
+        report.applied.iter().for_each(|a| *rules.entry(a.rule.as_str()).or_insert(0) += 1);
+        println!("  {rules:?}, {} near misses", report.skipped.len());
+        assert!(after < before, "{name}: {before} nodes to {after}");
+        assert!(worst <= 1e-4, "{name}: {worst}");
+        assert_eq!(report.facts["nodes_after"], after as f64);
+        assert!(
+            !small.nodes().iter().any(|n| ["Constant", "Identity", "Dropout"].contains(&n.op_type.as_str()))
+        );
+    }
+}
+
+#[test]
+fn an_optimised_model_has_nothing_left_to_do_and_is_the_same_each_time() {
+    for (name, file, _) in models() {
+        let graph = formats::load(&file).unwrap().graph;
+        let (small, _) = optimized(&graph);
+        let (again, report) = optimized(&small);
+        assert_eq!(report.applied, vec![], "{name}");
+        assert_eq!(formats::digest(&small).unwrap(), formats::digest(&again).unwrap(), "{name}");
+        assert_eq!(
+            formats::digest(&small).unwrap(),
+            formats::digest(&optimized(&graph).0).unwrap(),
+            "{name}"
+        );
+    }
+}
