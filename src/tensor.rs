@@ -2,11 +2,13 @@
 //! region of an open file, or derived lazily from another tensor. Knows no operator and no graph.
 
 mod dtype;
+mod pieces;
 mod source;
 mod stats;
 mod value;
 
 pub use dtype::{DType, Element};
+pub use pieces::Pieces;
 pub use source::{Region, SourceFile};
 pub use stats::Stats;
 pub use value::{Value, candle_dtype};

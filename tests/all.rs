@@ -37,3 +37,5 @@ mod run;
 
 #[path = "optimize.rs"]
 mod optimize;
+#[path = "quantize.rs"]
+mod quantize;

@@ -99,6 +99,16 @@ impl Settings {
     }
 }
 
+/// The graph with the tensors of its Constant nodes as initialisers: where other passes look for weights.
+pub(super) fn lifted(graph: &Graph) -> Result<Graph> {
+    if !graph.nodes().iter().any(|n| n.is("Constant")) {
+        return Ok(graph.clone());
+    }
+    let analysis = Analysis::of(graph.clone());
+    let lifted = Sweep::run(&analysis, "lift-constants", 0, constants::sweep)?.graph;
+    Ok(lifted.unwrap_or_else(|| analysis.into_graph()))
+}
+
 fn weight_bytes(graph: &Graph) -> u64 {
     graph.initializers().map(|(_, t)| t.byte_len()).sum()
 }

@@ -7,6 +7,7 @@ mod qdq;
 mod ranges;
 mod weights;
 
+use super::optimize::lifted;
 use super::{Ctx, Estimate, Pass, PassReport};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, NodeIndex};
@@ -135,6 +136,17 @@ fn refuse_quantized(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
+/// The error of a pass that could quantise nothing, because every weight was refused.
+fn all_refused(report: &PassReport) -> Error {
+    let error =
+        Error::invalid("WEIGHT-NAN", "no weight is left to quantise: all hold values that are not finite")
+            .hint("repair or retrain the model");
+    match report.skipped.iter().find(|s| s.reason.contains("not finite")) {
+        Some(first) => error.node(&first.target).found(&first.reason),
+        None => error,
+    }
+}
+
 impl Pass for Quantize {
     fn name(&self) -> &'static str {
         "quantize"
@@ -142,6 +154,7 @@ impl Pass for Quantize {
 
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
         refuse_quantized(graph)?;
+        let graph = &lifted(graph)?;
         match self.settings.scheme {
             Scheme::DynamicInt8 => dynamic::check(graph, &self.settings),
             Scheme::StaticInt8 => {
@@ -167,6 +180,7 @@ impl Pass for Quantize {
 
     fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {
         self.check(graph, ctx)?;
+        let graph = &lifted(graph)?;
         let mut report = PassReport::new("quantize");
         let before: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         let graph = match self.settings.scheme {

@@ -135,6 +135,14 @@ impl Region {
         self.file.unchanged()?;
         Ok(out)
     }
+    /// Fills `out` from position `at` of the region. Fails where it leaves the region or the file changed.
+    pub fn read_at(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        if at.checked_add(out.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(Error::internal("REGION", "a read leaves its region").file(self.path()).offset(at));
+        }
+        self.file.read_exact_at(self.offset + at, out)?;
+        self.file.unchanged()
+    }
     /// Copies the bytes in pieces of 1 MiB.
     pub fn copy_to(&self, out: &mut dyn Write) -> Result<()> {
         let mut piece = vec![0u8; (1 << 20).min(self.len as usize)];

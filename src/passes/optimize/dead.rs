@@ -52,14 +52,15 @@ pub(super) fn sweep(sweep: &mut Sweep<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The graph without the constants that nothing reads (and without their entries among the inputs):
-/// what a pass calls that has put others in their place.
-pub(in crate::passes) fn drop_unused_constants(graph: Graph) -> Result<Graph> {
-    let uses = graph.uses();
-    let unused: Vec<ValueId> = graph
+/// `graph` without the constants that were read in `before`, from which it was edited, and are no longer
+/// (and without their entries among the inputs): what a pass calls that has put others in their place.
+pub(in crate::passes) fn drop_unused_constants(before: &Graph, graph: Graph) -> Result<Graph> {
+    let (then, now) = (before.uses(), graph.uses());
+    let unused: Vec<ValueId> = before
         .initializers()
         .map(|(v, _)| v)
-        .filter(|v| uses.consumers(*v).is_empty() && !graph.outputs().contains(v))
+        .filter(|v| !then.consumers(*v).is_empty() && now.consumers(*v).is_empty())
+        .filter(|v| !graph.outputs().contains(v))
         .collect();
     let mut edit = Edit::of(graph);
     for v in unused {

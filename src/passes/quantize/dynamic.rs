@@ -6,6 +6,7 @@
 use super::{Settings, constant_weight, weights};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, Node, NodeIndex, ValueId};
+use crate::monitor::Level;
 use crate::ops::{Attr, Attributes};
 use crate::passes::optimize::drop_unused_constants;
 use crate::passes::{Ctx, PassReport};
@@ -46,6 +47,9 @@ fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'stat
     }
     if node.is("Gather") && node.attributes.int("axis", 0).unwrap_or(0) == 0 {
         let Some(table) = node.inputs.first().copied().flatten() else { return Ok(None) };
+        if node.inputs.get(1).copied().flatten().is_none() {
+            return Ok(None);
+        }
         let fits =
             |t: &Tensor| t.dtype() == DType::F32 && t.shape().len() == 2 && t.shape()[0] >= EMBEDDING_ROWS;
         if graph.initializer(table).is_some_and(fits) {
@@ -90,7 +94,8 @@ pub(super) fn run(
 ) -> Result<Graph> {
     let mut edit = graph.edit();
     let mut inputs: HashMap<ValueId, (ValueId, ValueId, ValueId)> = HashMap::new();
-    let mut quantized: HashMap<(ValueId, bool), (ValueId, ValueId)> = HashMap::new();
+    // A weight may be a product's and an embedding's at once: each has scales along its own axis.
+    let mut quantized: HashMap<(ValueId, Use), std::result::Result<Pair, String>> = HashMap::new();
     ctx.monitor.phase("quantize: weights", Some(graph.nodes().len() as u64));
     let mut used = 0u64;
     for i in 0..graph.nodes().len() {
@@ -117,41 +122,79 @@ pub(super) fn run(
             report.skip(RULE, graph.label(i), "excluded by name");
             continue;
         }
-        used += 1;
         match kind {
             Kind::Product { weight, transposed, bias } => {
-                let (Some(x), Some(y)) = (node.inputs[0], node.outputs[0]) else { continue };
-                let pair = match quantized.get(&(weight, transposed)) {
-                    Some(pair) => *pair,
+                let (Some(Some(x)), Some(Some(y))) = (node.inputs.first(), node.outputs.first()) else {
+                    continue;
+                };
+                let (x, y) = (*x, *y);
+                let key = (weight, Use::Product { transposed });
+                let pair = match quantized.get(&key) {
+                    Some(pair) => pair.clone(),
                     None => {
                         let pair = product_weight(graph, &mut edit, weight, transposed, settings)?;
-                        quantized.insert((weight, transposed), pair);
-                        pair
+                        quantized.entry(key).or_insert(pair).clone()
                     }
                 };
+                let pair = match pair {
+                    Ok(pair) => pair,
+                    Err(why) => {
+                        refused(graph, i, why, ctx, report);
+                        continue;
+                    }
+                };
+                used += 1;
                 let triple = *inputs.entry(x).or_insert_with(|| quantize_input(&mut edit, x));
                 product(&mut edit, graph, i, y, triple, pair, bias);
                 report.apply(RULE, graph.label(i), format!("{} with int8 weight", node.op_type));
             }
             Kind::Embedding { table } => {
-                let (Some(index), Some(y)) = (node.inputs[1], node.outputs[0]) else { continue };
-                let pair = match quantized.get(&(table, false)) {
-                    Some(pair) => *pair,
+                let (Some(Some(index)), Some(Some(y))) = (node.inputs.get(1), node.outputs.first()) else {
+                    continue;
+                };
+                let key = (table, Use::Embedding);
+                let pair = match quantized.get(&key) {
+                    Some(pair) => pair.clone(),
                     None => {
                         let pair = embedding_table(graph, &mut edit, table, settings)?;
-                        quantized.insert((table, false), pair);
-                        pair
+                        quantized.entry(key).or_insert(pair).clone()
                     }
                 };
-                embedding(&mut edit, graph, i, index, y, pair);
+                let pair = match pair {
+                    Ok(pair) => pair,
+                    Err(why) => {
+                        refused(graph, i, why, ctx, report);
+                        continue;
+                    }
+                };
+                used += 1;
+                embedding(&mut edit, graph, i, *index, *y, pair);
                 report.apply(RULE, graph.label(i), "int8 rows with a scale each");
             }
         }
     }
+    if used == 0 {
+        return Err(super::all_refused(report));
+    }
     report.facts.insert("quantized_nodes".into(), used as f64);
-    let edited = edit.commit()?;
-    drop_unused_constants(edited)
+    drop_unused_constants(graph, edit.commit()?)
 }
+
+/// Notes that a node's weight cannot be quantised, in the report and for whoever watches.
+fn refused(graph: &Graph, i: NodeIndex, why: String, ctx: &Ctx<'_>, report: &mut PassReport) {
+    ctx.monitor.log(Level::Warning, &format!("{}: {why}", graph.label(i)));
+    report.skip(RULE, graph.label(i), why);
+}
+
+/// What a weight is quantised for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Use {
+    Product { transposed: bool },
+    Embedding,
+}
+
+/// Quantised weight and its scales.
+type Pair = (ValueId, ValueId);
 
 fn f32s(shape: Vec<usize>, v: Vec<f32>) -> Result<Tensor> {
     Tensor::from_vec(shape, v)
@@ -163,18 +206,21 @@ fn product_weight(
     weight: ValueId,
     transposed: bool,
     settings: &Settings,
-) -> Result<(ValueId, ValueId)> {
+) -> Result<std::result::Result<Pair, String>> {
     let name = graph.value_name(weight).to_string();
     let stored = graph.initializer(weight).ok_or_else(|| Error::internal("QUANTIZE", "weight vanished"))?;
-    let tensor = if transposed { stored.transposed(&[1, 0]) } else { stored.clone() };
-    let axis = settings.per_channel.then_some(1);
-    let q = weights::symmetric(&name, &tensor, axis, settings.weight_limit(), &[])?;
+    let axis = settings.per_channel.then_some(usize::from(!transposed));
+    let q = match weights::symmetric(&name, stored, axis, settings.weight_limit(), &[])? {
+        Ok(q) => q,
+        Err(why) => return Ok(Err(why)),
+    };
     let scales = if axis.is_some() { vec![q.scales.len()] } else { vec![] };
-    let values = Tensor::from_vec(tensor.shape().to_vec(), q.values)?;
-    Ok((
+    let values = Tensor::from_vec(stored.shape().to_vec(), q.values)?;
+    let values = if transposed { values.transposed(&[1, 0]) } else { values };
+    Ok(Ok((
         edit.add_initializer(&format!("{name}_quantized"), values),
         edit.add_initializer(&format!("{name}_scale"), f32s(scales, q.scales)?),
-    ))
+    )))
 }
 
 /// Quantised input, its scale and its zero point, shared by all readers of the value.
@@ -226,16 +272,19 @@ fn embedding_table(
     edit: &mut Edit,
     table: ValueId,
     settings: &Settings,
-) -> Result<(ValueId, ValueId)> {
+) -> Result<std::result::Result<Pair, String>> {
     let name = graph.value_name(table).to_string();
     let tensor = graph.initializer(table).ok_or_else(|| Error::internal("QUANTIZE", "table vanished"))?;
-    let q = weights::symmetric(&name, tensor, Some(0), settings.weight_limit(), &[])?;
+    let q = match weights::symmetric(&name, tensor, Some(0), settings.weight_limit(), &[])? {
+        Ok(q) => q,
+        Err(why) => return Ok(Err(why)),
+    };
     let rows = q.scales.len();
     let values = Tensor::from_vec(tensor.shape().to_vec(), q.values)?;
-    Ok((
-        edit.add_initializer(&format!("{name}_quantized"), values),
-        edit.add_initializer(&format!("{name}_scale"), f32s(vec![rows, 1], q.scales)?),
-    ))
+    Ok(Ok((
+        edit.add_initializer(&format!("{name}_rows"), values),
+        edit.add_initializer(&format!("{name}_row_scale"), f32s(vec![rows, 1], q.scales)?),
+    )))
 }
 
 fn embedding(

@@ -6,6 +6,7 @@
 use super::{Settings, calibrate, constant_weight, ranges::Range, weights};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, Node, NodeIndex, Uses, ValueId};
+use crate::monitor::Level;
 use crate::ops::{Attr, Attributes};
 use crate::passes::optimize::drop_unused_constants;
 use crate::passes::{Ctx, PassReport};
@@ -46,6 +47,12 @@ fn role(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Role>, &'stat
             return Err("Gemm with transA, alpha or beta");
         }
         return Ok(Some(Role::Weighted { channel_axis: usize::from(!flag("transB")) }));
+    }
+    if node.is("ConvTranspose") {
+        return Err("ONNX Runtime has no integer kernel for it");
+    }
+    if node.is("BatchNormalization") {
+        return Err("batch norms stay in float: `optimize` folds them into the convolution before");
     }
     let domain = crate::ops::canonical_domain(&node.domain);
     Ok(match (domain, node.op_type.as_str()) {
@@ -88,7 +95,35 @@ fn behind_activation(graph: &Graph, uses: &Uses, y: ValueId) -> ValueId {
     }
 }
 
-fn place(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport>) -> Result<Placement> {
+/// Weights with NaN or infinite elements by the node that would be quantised: name, how many, of how many.
+type Refused = BTreeMap<NodeIndex, (String, usize, usize)>;
+
+fn refused(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<Refused> {
+    let mut refused = Refused::new();
+    for i in 0..graph.nodes().len() {
+        if !matches!(role(graph, i), Ok(Some(Role::Weighted { .. }))) || settings.excluded(graph, i) {
+            continue;
+        }
+        ctx.monitor.check()?;
+        let weight = constant_weight(graph, graph.node(i));
+        let Some((v, tensor)) = weight.and_then(|v| Some((v, graph.initializer(v)?))) else { continue };
+        let bad = weights::not_finite(tensor)?;
+        if bad > 0 {
+            let name = graph.value_name(v).to_string();
+            let why = weights::refusal(&name, bad, tensor.len());
+            ctx.monitor.log(Level::Warning, &format!("{}: {why}", graph.label(i)));
+            refused.insert(i, (name, bad, tensor.len()));
+        }
+    }
+    Ok(refused)
+}
+
+fn place(
+    graph: &Graph,
+    settings: &Settings,
+    refused: &Refused,
+    mut report: Option<&mut PassReport>,
+) -> Result<Placement> {
     let uses = graph.uses();
     let facts = graph.infer(&|_| None)?;
     let is_f32 = |v: ValueId| facts.get(v).is_some_and(|f| f.dtype == DType::F32);
@@ -111,6 +146,10 @@ fn place(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport>
         };
         if settings.excluded(graph, i) {
             skip(i, "excluded by name");
+            continue;
+        }
+        if let Some((name, bad, of)) = refused.get(&i) {
+            skip(i, &weights::refusal(name, *bad, *of));
             continue;
         }
         let (Some(Some(x)), Some(Some(y))) = (node.inputs.first(), node.outputs.first()) else { continue };
@@ -148,7 +187,7 @@ fn place(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport>
 /// Fails where nothing would be quantised.
 pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
     let graph = graph.upgrade(OPSET)?;
-    let placement = place(&graph, settings, None)?;
+    let placement = place(&graph, settings, &Refused::new(), None)?;
     if placement.roles.values().any(|r| matches!(r, Role::Weighted { .. })) {
         return Ok(());
     }
@@ -168,13 +207,21 @@ pub(super) fn run(
     let graph = graph.upgrade(OPSET)?;
     let feed =
         ctx.calibration.ok_or_else(|| Error::usage("CALIBRATION", "static-int8 needs calibration data"))?;
-    let placement = place(&graph, settings, Some(report))?;
+    let refused = refused(&graph, settings, ctx)?;
+    let placement = place(&graph, settings, &refused, Some(report))?;
+    if !placement.roles.values().any(|r| matches!(r, Role::Weighted { .. })) {
+        return Err(super::all_refused(report));
+    }
     let calibration = calibrate::ranges(&graph, &placement.values, feed, settings.samples, ctx.monitor)?;
     report.facts.insert("calibration_samples".into(), calibration.samples as f64);
     let mut ranges: BTreeMap<ValueId, Range> = BTreeMap::new();
     for v in &placement.values {
         let root = placement.grid_of(*v);
-        let seen = calibration.ranges.get(v).copied().unwrap_or(Range::EMPTY);
+        let seen = calibration.ranges.get(v).copied().ok_or_else(|| {
+            Error::invalid("CALIBRATION-EMPTY", "the calibration data gives a value no elements")
+                .field(format!("value \"{}\"", graph.value_name(*v)))
+                .hint("use samples with at least one element on every axis")
+        })?;
         let entry = ranges.entry(root).or_insert(Range::EMPTY);
         *entry = entry.union(seen);
     }
@@ -201,7 +248,7 @@ pub(super) fn run(
     }
     report.facts.insert("quantized_nodes".into(), placement.roles.len() as f64);
     report.facts.insert("quantized_values".into(), placement.values.len() as f64);
-    drop_unused_constants(writer.edit.commit()?)
+    drop_unused_constants(&graph, writer.edit.commit()?)
 }
 
 struct Writer<'g> {
@@ -282,7 +329,13 @@ impl Writer<'_> {
         let channels = tensor.shape()[axis];
         let bias_values = match bias {
             Some(b) => match self.graph.initializer(b) {
-                Some(t) if t.dtype() == DType::F32 && t.len() == channels => Some(t.to_vec::<f32>()?),
+                Some(t)
+                    if t.dtype() == DType::F32
+                        && t.len() == channels
+                        && t.shape().last() == Some(&channels) =>
+                {
+                    Some(t.to_vec::<f32>()?).filter(|v| v.iter().all(|x| x.is_finite()))
+                }
                 _ => None,
             },
             None => None,
@@ -300,8 +353,9 @@ impl Writer<'_> {
                     None => vec![],
                 };
                 let name = self.graph.value_name(w).to_string();
-                let q =
-                    weights::symmetric(&name, &tensor, per_channel, self.settings.weight_limit(), &floor)?;
+                let limit = self.settings.weight_limit();
+                let q = weights::symmetric(&name, &tensor, per_channel, limit, &floor)?
+                    .map_err(|why| Error::integrity("WEIGHT-NAN", why).node(self.graph.label(i)))?;
                 let stored = Tensor::from_vec(tensor.shape().to_vec(), q.values)?;
                 let value = self.dequantize(&name, stored, q.scales.clone(), per_channel)?;
                 self.weights.insert((w, axis), (value, q.scales.clone()));

@@ -93,6 +93,73 @@ fn refusals_say_what_to_do() {
     assert_eq!(e.code(), "CALIBRATION-NAN");
 }
 
+/// Two products of which the first one's weight holds values that are not finite.
+fn damaged(both: bool) -> Graph {
+    let graph = mlp("MatMul");
+    let mut edit = graph.edit();
+    let z = graph.find("z").unwrap();
+    let mut bad = vec![0.5f32; 8];
+    (bad[1], bad[6]) = (f32::NAN, f32::INFINITY);
+    let bad = Tensor::from_vec(vec![4, 2], bad).unwrap();
+    let v = edit.add_initializer("v", bad);
+    if both {
+        let w = graph.find("w").unwrap();
+        edit.set_initializer(w, Tensor::from_vec(vec![8, 4], vec![f32::NAN; 32]).unwrap());
+    }
+    edit.add_op("MatMul", &[z, v], Attributes::new(), "damaged");
+    edit.commit().unwrap()
+}
+
+#[test]
+fn a_weight_that_is_not_finite_stays_in_float_and_is_reported() {
+    let feed = |push: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| push(&input());
+    for settings in ["scheme = 'dynamic-int8'", "scheme = 'static-int8'"] {
+        let (quantized, report) = pass(settings).run(&damaged(false), &mut ctx(Some(&feed))).unwrap();
+        assert_eq!(report.applied.len(), 1);
+        let skipped = report.skipped.iter().find(|s| s.target == "damaged").unwrap();
+        assert!(skipped.reason.contains("\"v\" holds 2 of 8 values"), "{}", skipped.reason);
+        assert!(quantized.initializer(quantized.find("v").unwrap()).is_some());
+        for (_, t) in quantized.initializers().filter(|(v, _)| quantized.value_name(*v).ends_with("_scale")) {
+            assert!(t.to_f32s().unwrap().iter().all(|s| s.is_finite() && *s > 0.0));
+        }
+        let e = pass(settings).run(&damaged(true), &mut ctx(Some(&feed))).unwrap_err();
+        assert_eq!((e.code(), e.kind().exit_code()), ("WEIGHT-NAN", 3), "{e}");
+        assert!(e.to_string().contains("of 32"), "{e}");
+    }
+}
+
+#[test]
+fn a_table_that_is_a_product_as_well_has_scales_for_each() {
+    let mut edit = Edit::new("tied", &[("", 17)]);
+    let dims = |n: usize| Some(vec![Dim::symbol("n"), Dim::from(n)]);
+    let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape: dims(300) });
+    let i = edit.add_input("i", Type::Tensor { dtype: DType::I64, shape: dims(1) });
+    let table: Vec<f32> = (0..300 * 8).map(|i| (i % 97) as f32 / 10.0 - 4.0).collect();
+    let w = edit.add_initializer("w", Tensor::from_vec(vec![300, 8], table).unwrap());
+    let rows = edit.add_op("Gather", &[w, i], Attributes::new(), "rows");
+    let product = edit.add_op("MatMul", &[x, w], Attributes::new(), "product");
+    edit.add_output(rows);
+    edit.add_output(product);
+    let (quantized, report) = pass("").run(&edit.commit().unwrap(), &mut ctx(None)).unwrap();
+    assert_eq!(report.applied.len(), 2);
+    let shape = |name: &str| quantized.initializer(quantized.find(name).unwrap()).unwrap().shape().to_vec();
+    assert_eq!((shape("w_scale"), shape("w_row_scale")), (vec![8], vec![300, 1]));
+    assert!(quantized.find("w").is_none_or(|w| quantized.initializer(w).is_none()));
+}
+
+#[test]
+fn weights_in_constant_nodes_are_found() {
+    let mut edit = mlp("MatMul").edit();
+    let w = edit.graph().find("w").unwrap();
+    let tensor = edit.graph().initializer(w).unwrap().clone();
+    edit.remove_initializer(w);
+    let held = Attributes::new().with("value", Attr::Tensor(tensor));
+    edit.add_node(crate::graph::Node::new("Constant", vec![], vec![Some(w)]).with(held));
+    let (quantized, report) = pass("").run(&edit.commit().unwrap(), &mut ctx(None)).unwrap();
+    assert_eq!(report.applied.len(), 1);
+    assert!(quantized.nodes().iter().any(|n| n.is("MatMulInteger")));
+}
+
 #[test]
 fn name_patterns_match_parts_and_stars() {
     assert!(matches("conv", "layer1/conv2"));
