@@ -39,3 +39,5 @@ mod run;
 mod optimize;
 #[path = "quantize.rs"]
 mod quantize;
+#[path = "sample.rs"]
+mod sample;
