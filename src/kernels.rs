@@ -1,12 +1,18 @@
 //! Hot numeric loops on slices. Slices enter and leave; no tensor, operator or graph is known here.
 //! Sizes are the caller's contract: every kernel asserts them before it touches memory.
 
+pub mod analytic;
 pub mod conv;
 pub mod depthwise;
 pub mod gemm;
 pub mod integer;
 pub mod movement;
 pub mod norm;
+pub mod pointwise;
 pub mod pool;
 pub mod real;
+pub mod reduce;
 pub mod resample;
+pub mod softmax;
+pub mod whole;
+pub mod wide;

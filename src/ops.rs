@@ -8,8 +8,13 @@ pub mod coupling;
 pub mod dim;
 pub mod fact;
 
+mod activation;
+mod along;
+mod arithmetic;
+mod bits;
+mod cast;
+mod compare;
 mod conv;
-mod elementwise;
 pub(crate) mod elements;
 pub(crate) mod float;
 mod integer;
@@ -18,9 +23,12 @@ mod movement;
 mod normalization;
 mod pool;
 mod quantize;
+mod reduce;
 mod resize;
 mod reshape;
+mod softmax;
 mod spatial;
+mod unary;
 mod vector_norm;
 
 pub use attributes::{Attr, Attributes};
@@ -155,16 +163,24 @@ pub fn lookup(domain: &str, name: &str, opset: i64) -> Option<&'static Spec> {
 }
 
 const FAMILIES: &[&[Spec]] = &[
+    activation::SPECS,
+    along::SPECS,
+    arithmetic::SPECS,
+    bits::SPECS,
+    cast::SPECS,
+    compare::SPECS,
     conv::SPECS,
-    elementwise::SPECS,
     integer::SPECS,
     matmul::SPECS,
     movement::SPECS,
     normalization::SPECS,
     pool::SPECS,
     quantize::SPECS,
+    reduce::SPECS,
     reshape::SPECS,
     resize::SPECS,
+    softmax::SPECS,
+    unary::SPECS,
     vector_norm::SPECS,
 ];
 

@@ -27,6 +27,8 @@ mod cli;
 
 #[path = "gradients_nn.rs"]
 mod gradients_nn;
+#[path = "gradients_pointwise.rs"]
+mod gradients_pointwise;
 
 #[path = "conformance.rs"]
 mod conformance;

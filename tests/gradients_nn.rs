@@ -6,10 +6,16 @@ use rand::{Rng, SeedableRng};
 use tinsmith::ops::{self, Attr, Attributes, Vjp};
 use tinsmith::tensor::Value;
 
-fn random(shape: &[usize], seed: u64) -> Float {
+/// Numbers from -1 to 1.
+pub fn random(shape: &[usize], seed: u64) -> Float {
+    between(shape, seed, -1.0, 1.0)
+}
+
+/// Numbers from `low` to `high`.
+pub fn between(shape: &[usize], seed: u64, low: f64, high: f64) -> Float {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let n = shape.iter().product();
-    let v: Vec<f64> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let v: Vec<f64> = (0..n).map(|_| rng.random_range(low..high)).collect();
     Float::from_vec(v, shape, &Device::Cpu).unwrap()
 }
 
@@ -23,42 +29,66 @@ fn op(name: &str, opset: i64, attributes: &Attributes) -> std::sync::Arc<dyn ops
 
 fn run(op: &dyn ops::Operator, inputs: &[Float]) -> Float {
     let values: Vec<Value> = inputs.iter().map(|t| t.clone().into()).collect();
-    let refs: Vec<Option<&Value>> = values.iter().map(Some).collect();
+    run_values(op, &values)
+}
+
+fn run_values(op: &dyn ops::Operator, inputs: &[Value]) -> Float {
+    let refs: Vec<Option<&Value>> = inputs.iter().map(Some).collect();
     op.eval(&refs).unwrap().remove(0).float().unwrap().clone()
 }
 
-/// Compares every gradient of the first output with central differences, and checks that each input
-/// alone gets its gradient and no other does.
-fn check(name: &str, opset: i64, attributes: Attributes, inputs: &[Float]) {
+/// As [`check_values`], of floats alone.
+pub fn check(name: &str, opset: i64, attributes: Attributes, inputs: &[Float]) {
+    let values: Vec<Value> = inputs.iter().map(|t| t.clone().into()).collect();
+    check_values(name, opset, attributes, &values);
+}
+
+/// Compares every gradient of the first output with central differences, and checks that each float
+/// input alone gets its gradient and no other does. Values that the operator does not ask to keep are
+/// withheld from it.
+pub fn check_values(name: &str, opset: i64, attributes: Attributes, inputs: &[Value]) {
     let op = op(name, opset, &attributes);
-    assert!(op.differentiable());
-    let y = run(&*op, inputs);
+    assert!(op.differentiable(), "{name}");
+    let y = run_values(&*op, inputs);
     let dy = random(y.dims(), 99);
     let weights = flat(&dy);
-    let loss =
-        |inputs: &[Float]| -> f64 { flat(&run(&*op, inputs)).iter().zip(&weights).map(|(a, b)| a * b).sum() };
-    let values: Vec<Value> = inputs.iter().map(|t| t.clone().into()).collect();
-    let refs: Vec<Option<&Value>> = values.iter().map(Some).collect();
+    let loss = |inputs: &[Value]| -> f64 {
+        flat(&run_values(&*op, inputs)).iter().zip(&weights).map(|(a, b)| a * b).sum()
+    };
+    let keeps = op.keeps();
+    let kept: Vec<Value> = inputs
+        .iter()
+        .map(|v| match v {
+            Value::Float(t) if !keeps.inputs => {
+                let nothing = Float::full(f64::NAN, (), &Device::Cpu).unwrap();
+                nothing.broadcast_as(t.shape()).unwrap().into()
+            }
+            v => v.clone(),
+        })
+        .collect();
+    let refs: Vec<Option<&Value>> = kept.iter().map(Some).collect();
     let y: Value = y.into();
-    for i in 0..inputs.len() {
+    let outputs = [keeps.outputs.then_some(&y)];
+    for i in (0..inputs.len()).filter(|i| matches!(inputs[*i], Value::Float(_))) {
         let mut needs = vec![false; inputs.len()];
         needs[i] = true;
         let grads = op
-            .vjp(&Vjp { inputs: &refs, outputs: &[Some(&y)], grads: &[Some(dy.clone())], needs: &needs })
+            .vjp(&Vjp { inputs: &refs, outputs: &outputs, grads: &[Some(dy.clone())], needs: &needs })
             .unwrap();
         for (j, g) in grads.iter().enumerate() {
             assert_eq!(g.is_some(), i == j, "{name}: gradient of input {j} when {i} is needed");
         }
         let grad = grads[i].as_ref().unwrap();
-        assert_eq!(grad.dims(), inputs[i].dims(), "{name}: shape of gradient {i}");
-        let (grad, base) = (flat(grad), flat(&inputs[i]));
+        let x = inputs[i].float().unwrap();
+        assert_eq!(grad.dims(), x.dims(), "{name}: shape of gradient {i}");
+        let (grad, base) = (flat(grad), flat(x));
         let step = 1e-6;
         for k in 0..base.len() {
             let moved = |by: f64| {
                 let mut v = base.clone();
                 v[k] += by;
                 let mut inputs = inputs.to_vec();
-                inputs[i] = Float::from_vec(v, inputs[i].dims(), &Device::Cpu).unwrap();
+                inputs[i] = Float::from_vec(v, x.dims(), &Device::Cpu).unwrap().into();
                 loss(&inputs)
             };
             let expected = (moved(step) - moved(-step)) / (2.0 * step);

@@ -1,7 +1,7 @@
 //! Changes to a graph: collected on a copy, applied all or none, validated at the end.
 
 use super::{Graph, Header, Node, NodeIndex, Type, ValueDef, ValueId};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ops;
 use crate::tensor::Tensor;
 use bytes::Bytes;
@@ -311,8 +311,8 @@ impl Graph {
         Ok(())
     }
 
-    /// Parses the operators of nodes that have none yet. Unknown ones stay opaque; known ones with
-    /// attributes that cannot be are errors naming the node.
+    /// Parses the operators of nodes that have none yet. Unknown ones and those with attributes that are
+    /// not supported stay opaque; attributes that cannot be are errors naming the node.
     fn parse_operators(&mut self) -> Result<()> {
         for i in 0..self.nodes.len() {
             let node = &self.nodes[i];
@@ -321,9 +321,11 @@ impl Graph {
             }
             let Some(version) = self.opset(&node.domain) else { continue };
             if let Some(spec) = ops::lookup(&node.domain, &node.op_type, version) {
-                let op = (spec.parse)(&node.attributes.clone().for_outputs(node.outputs.len()), version)
-                    .map_err(|e| e.node(self.label(i)).field(node.operator_name()))?;
-                self.nodes[i].op = Some(op);
+                match (spec.parse)(&node.attributes.clone().for_outputs(node.outputs.len()), version) {
+                    Ok(op) => self.nodes[i].op = Some(op),
+                    Err(e) if e.kind() == Kind::Unsupported => {}
+                    Err(e) => return Err(e.node(self.label(i)).field(node.operator_name())),
+                }
             }
         }
         Ok(())

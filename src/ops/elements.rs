@@ -208,27 +208,57 @@ pub fn host_pairs<T: Element>(dtype: DType, shape: &[usize], data: Vec<[T; 2]>) 
     host_value(dtype, shape, data.into_iter().flatten().collect::<Vec<T>>())
 }
 
-/// Runs `$body` with `$v: &[&[T]]` the elements of `$values` for every numeric type `T` of their
-/// common type; booleans are bytes. `$body` is a `Result` of one type for all.
+/// Runs `$body` with `$v: &[&[T]]` the elements of `$values`, numbers or booleans of one type; halves
+/// as `f32`, integers as [`whole!`] has them. `$body` is a `Result` of one type for all.
 macro_rules! numeric {
     ($values:expr, $v:ident => $body:expr) => {{
         use $crate::ops::elements as e;
+        use $crate::tensor::DType;
         let values: &[&$crate::tensor::Value] = $values;
-        match e::rust_type(values)? {
-            e::Rust::F32 => e::floats::<f32, _>(values, |$v| $body),
-            e::Rust::F64 => e::floats::<f64, _>(values, |$v| $body),
-            e::Rust::F16 => e::floats::<half::f16, _>(values, |$v| $body),
-            e::Rust::BF16 => e::floats::<half::bf16, _>(values, |$v| $body),
-            e::Rust::U8 => e::hosts::<u8, _>(values, |$v| $body),
-            e::Rust::I8 => e::hosts::<i8, _>(values, |$v| $body),
-            e::Rust::U16 => e::hosts::<u16, _>(values, |$v| $body),
-            e::Rust::I16 => e::hosts::<i16, _>(values, |$v| $body),
-            e::Rust::U32 => e::hosts::<u32, _>(values, |$v| $body),
-            e::Rust::I32 => e::hosts::<i32, _>(values, |$v| $body),
-            e::Rust::U64 => e::hosts::<u64, _>(values, |$v| $body),
-            e::Rust::I64 => e::hosts::<i64, _>(values, |$v| $body),
-            _ => Err(e::refused(values[0].dtype())),
+        e::rust_type(values)?;
+        match values.first().map_or(DType::F32, |v| v.dtype()) {
+            DType::F64 => e::floats::<f64, _>(values, |$v| $body),
+            t if t.is_float() => {
+                let held: Vec<$crate::ops::float::Elements<'_, f32>> = values
+                    .iter()
+                    .map(|v| $crate::ops::float::elements::<f32>(v.float()?))
+                    .collect::<$crate::error::Result<_>>()?;
+                let slices: Vec<&[f32]> = held.iter().map(|s| &**s).collect();
+                let $v: &[&[f32]] = &slices;
+                $body
+            }
+            _ => e::whole!(values, $v => $body),
         }
     }};
 }
 pub(crate) use numeric;
+
+/// Lends integers and booleans widened to `i64`; of 64-bit unsigned ones the bits.
+pub fn widened<R>(values: &[&Value], f: impl FnOnce(&[&[i64]]) -> Result<R>) -> Result<R> {
+    let wide: Vec<Vec<i64>> = values.iter().map(|v| v.ints()).collect::<Result<_>>()?;
+    let slices: Vec<&[i64]> = wide.iter().map(Vec::as_slice).collect();
+    f(&slices)
+}
+
+/// An integer or boolean value of type `dtype` from wide elements, which wrap.
+pub fn narrowed<T: Element>(dtype: DType, shape: &[usize], data: Vec<T>) -> Result<Value> {
+    Value::load(&Tensor::from_vec(shape.to_vec(), data)?.cast_to(dtype))
+}
+
+/// Runs `$body` with `$v: &[&[T]]` the elements of `$values`, integers or booleans of one type: `T` is
+/// `u64` for that type and `i64` for all others, so that few loops serve them all.
+macro_rules! whole {
+    ($values:expr, $v:ident => $body:expr) => {{
+        use $crate::ops::elements as e;
+        use $crate::tensor::DType;
+        let values: &[&$crate::tensor::Value] = $values;
+        let dtype = values.first().map_or(DType::F32, |v| v.dtype());
+        e::rust_type(values)?;
+        match dtype {
+            DType::U64 => e::hosts::<u64, _>(values, |$v| $body),
+            t if t.is_int() || t == DType::Bool => e::widened(values, |$v| $body),
+            t => Err(e::refused(t)),
+        }
+    }};
+}
+pub(crate) use whole;

@@ -4,13 +4,14 @@
 use super::{Fact, Operator};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::real::Real;
+use crate::kernels::wide::Lanes;
 use crate::tensor::Value;
 use candle_core::{DType, Device, Storage, StorageRef};
 
 pub use candle_core::Tensor as Float;
 
 /// An element type of both the kernels and the tensor library.
-pub trait Scalar: Real + candle_core::WithDType {}
+pub trait Scalar: Real + Lanes + candle_core::WithDType {}
 impl Scalar for f32 {}
 impl Scalar for f64 {}
 

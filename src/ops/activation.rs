@@ -1,0 +1,263 @@
+//! Activation functions, and Clip. Where a function has a kink, its slope there is the one given in the
+//! comment beside it.
+
+use super::float::{self, Float, Scalar, real};
+use super::unary::{Unary, curve};
+use super::{Attributes, Coupling, Fact, Operator, Spec, Vjp, broadcast, elements};
+use crate::error::{Error, Result};
+use crate::kernels::analytic::Analytic;
+use crate::kernels::pointwise::{self, Broadcast};
+use crate::tensor::{DType, Value};
+use std::sync::Arc;
+
+const RELU: &[DType] =
+    &[DType::F32, DType::F64, DType::F16, DType::BF16, DType::I8, DType::I16, DType::I32, DType::I64];
+
+/// Claims of this family.
+pub const SPECS: &[Spec] = &[
+    Spec::new("Relu", 6, RELU, |_, _| Unary::of(Relu {})),
+    Spec::new("LeakyRelu", 6, DType::FLOATS, |a, _| {
+        Unary::of(LeakyRelu { alpha: number(a, "alpha", 0.01)? })
+    }),
+    Spec::new("ThresholdedRelu", 10, DType::FLOATS, |a, _| {
+        Unary::of(ThresholdedRelu { alpha: number(a, "alpha", 1.0)? })
+    }),
+    Spec::new("Elu", 6, DType::FLOATS, |a, _| Unary::of(Elu { alpha: number(a, "alpha", 1.0)?, gamma: 1.0 })),
+    Spec::new("Selu", 6, DType::FLOATS, |a, _| {
+        Unary::of(Elu { alpha: number(a, "alpha", 1.673_263_2)?, gamma: number(a, "gamma", 1.050_701)? })
+    }),
+    Spec::new("Celu", 12, DType::FLOATS, |a, _| {
+        let alpha = number(a, "alpha", 1.0)?;
+        if alpha == 0.0 {
+            return Err(Error::invalid("ATTR-RANGE", "alpha must not be zero").field("attribute alpha"));
+        }
+        Unary::of(Celu { alpha })
+    }),
+    Spec::new("Sigmoid", 6, DType::FLOATS, |_, _| Unary::of(Sigmoid {})),
+    Spec::new("Tanh", 6, DType::FLOATS, |_, _| Unary::of(Tanh {})),
+    Spec::new("HardSigmoid", 6, DType::FLOATS, |a, _| {
+        Unary::of(HardSigmoid { alpha: number(a, "alpha", 0.2)?, beta: number(a, "beta", 0.5)? })
+    }),
+    Spec::new("HardSwish", 14, DType::FLOATS, |_, _| Unary::of(HardSwish {})),
+    Spec::new("Softplus", 1, DType::FLOATS, |_, _| Unary::of(Softplus {})),
+    Spec::new("Softsign", 1, DType::FLOATS, |_, _| Unary::of(Softsign {})),
+    Spec::new("Mish", 18, DType::FLOATS, |_, _| Unary::of(Mish {})),
+    Spec::new("Swish", 24, DType::FLOATS, |a, _| Unary::of(Swish { alpha: number(a, "alpha", 1.0)? })),
+    Spec::new("Gelu", 20, DType::FLOATS, |a, _| match a.str("approximate", "none")?.as_str() {
+        "none" => Unary::of(Gelu {}),
+        "tanh" => Unary::of(GeluTanh {}),
+        other => Err(Error::invalid("ATTR-VALUE", "the approximation is not known")
+            .field("attribute approximate")
+            .found(other)
+            .limit("none, tanh")),
+    }),
+    Spec::new("Shrink", 9, DType::FLOATS, |a, _| {
+        Unary::of(Shrink { bias: number(a, "bias", 0.0)?, lambda: number(a, "lambd", 0.5)? })
+    }),
+    Spec::new("Clip", 6, DType::NUMBERS, |a, v| {
+        let bound = |n, none| Ok::<_, Error>(if v < 11 { number(a, n, none)? } else { f64::from(none) });
+        Ok(Arc::new(Clip {
+            low: bound("min", f32::MIN)?,
+            high: bound("max", f32::MAX)?,
+            from_input: v >= 11,
+        }))
+    }),
+];
+
+fn number(attributes: &Attributes, name: &str, default: f32) -> Result<f64> {
+    Ok(attributes.float(name, default)?.into())
+}
+
+/// `x` inside, the nearer end outside; NaN stays.
+#[inline(always)]
+fn clamp<T: Analytic>(x: T, low: T, high: T) -> T {
+    x.larger(low).smaller(high)
+}
+
+curve!(/// `max(x, 0)`; slope 0 at 0.
+    Relu {}: |self, x| x.larger(T::ZERO),
+    output |y| if y > T::ZERO { T::ONE } else { T::ZERO },
+    whole |x| x.max(T::default()));
+curve!(/// `x`, or `alpha * x` below 0; slope alpha at 0.
+    LeakyRelu { alpha }: |self, x| if x < T::ZERO { x * T::of(self.alpha) } else { x },
+    input |x| if x > T::ZERO { T::ONE } else { T::of(self.alpha) });
+curve!(/// `x` above alpha, else 0; slope 0 at alpha.
+    ThresholdedRelu { alpha }: |self, x| if x > T::of(self.alpha) { x } else { x * T::ZERO },
+    input |x| if x > T::of(self.alpha) { T::ONE } else { T::ZERO });
+curve!(/// `gamma * (x, or alpha * (exp(x) - 1) below 0)`; slope from below at 0.
+    Elu { alpha, gamma }: |self, x| {
+        let below = T::of(self.alpha) * x.smaller(T::ZERO).exp_m1();
+        T::of(self.gamma) * if x > T::ZERO { x } else { below }
+    },
+    input |x| T::of(self.gamma) * if x > T::ZERO { T::ONE } else { T::of(self.alpha) * x.exp() });
+curve!(/// `max(x, 0) + min(0, alpha * (exp(x / alpha) - 1))`; slope from below at 0.
+Celu { alpha }: |self, x| {
+    let a = T::of(self.alpha);
+    x.larger(T::ZERO) + (a * (x / a).exp_m1()).smaller(T::ZERO)
+},
+input |x| {
+    let a = T::of(self.alpha);
+    let above = if x > T::ZERO { T::ONE } else { T::ZERO };
+    above + if a * (x / a).exp_m1() < T::ZERO || x == T::ZERO { (x / a).exp() } else { T::ZERO }
+});
+curve!(/// `1 / (1 + exp(-x))`.
+    Sigmoid {}: |self, x| x.sigmoid(), output |y| y * (T::ONE - y));
+curve!(/// Hyperbolic tangent.
+    Tanh {}: |self, x| x.tanh(), output |y| T::ONE - y * y);
+curve!(/// `alpha * x + beta` between 0 and 1; slope 0 at both ends.
+    HardSigmoid { alpha, beta }: |self, x| clamp(T::of(self.alpha) * x + T::of(self.beta), T::ZERO, T::ONE),
+    output |y| if y > T::ZERO && y < T::ONE { T::of(self.alpha) } else { T::ZERO });
+curve!(/// `x * clamp(x / 6 + 1/2, 0, 1)`; slope of the middle part at -3 and 3.
+HardSwish {}: |self, x| x * clamp(x * T::of(1.0 / 6.0) + T::of(0.5), T::ZERO, T::ONE),
+input |x| if x < T::of(-3.0) {
+    T::ZERO
+} else if x > T::of(3.0) {
+    T::ONE
+} else {
+    x * T::of(1.0 / 3.0) + T::of(0.5)
+});
+curve!(/// `ln(1 + exp(x))`.
+    Softplus {}: |self, x| x.softplus(), input |x| x.sigmoid());
+curve!(/// `x / (1 + |x|)`.
+    Softsign {}: |self, x| x / (T::ONE + x.abs()),
+    input |x| { let d = T::ONE + x.abs(); T::ONE / (d * d) });
+curve!(/// `x * tanh(softplus(x))`.
+    Mish {}: |self, x| x * x.softplus().tanh(),
+    input |x| { let t = x.softplus().tanh(); t + x * (T::ONE - t * t) * x.sigmoid() });
+curve!(/// `x * sigmoid(alpha * x)`.
+Swish { alpha }: |self, x| x * (x * T::of(self.alpha)).sigmoid(),
+input |x| {
+    let ax = x * T::of(self.alpha);
+    let s = ax.sigmoid();
+    s + ax * s * (T::ONE - s)
+});
+curve!(/// `x * P(X <= x)` for X normal.
+Gelu {}: |self, x| {
+    let half = T::of(0.5) * x;
+    half + half * (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf()
+},
+input |x| {
+    let cumulated = T::of(0.5) + T::of(0.5) * (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf();
+    let density = T::of(0.398_942_280_401_432_7) * (x * x * T::of(-0.5)).exp();
+    cumulated + x * density
+});
+curve!(/// The same with the error function approximated by a hyperbolic tangent.
+GeluTanh {}: |self, x| {
+    let half = T::of(0.5) * x;
+    half + half * (T::of(ROOT) * (x + T::of(CUBIC) * x * x * x)).tanh()
+},
+input |x| {
+    let t = (T::of(ROOT) * (x + T::of(CUBIC) * x * x * x)).tanh();
+    let inner = T::of(ROOT) * (T::ONE + T::of(3.0 * CUBIC) * x * x);
+    T::of(0.5) * (T::ONE + t) + T::of(0.5) * x * (T::ONE - t * t) * inner
+});
+curve!(/// `x` drawn towards 0 by bias, 0 within lambda of 0; slope 0 at both kinks.
+    Shrink { bias, lambda }: |self, x| if x < T::of(-self.lambda) {
+        x + T::of(self.bias)
+    } else if x > T::of(self.lambda) {
+        x - T::of(self.bias)
+    } else {
+        T::ZERO
+    },
+    input |x| if x < T::of(-self.lambda) || x > T::of(self.lambda) { T::ONE } else { T::ZERO });
+
+/// `sqrt(2 / pi)`.
+const ROOT: f64 = 0.797_884_560_802_865_4;
+const CUBIC: f64 = 0.044715;
+
+/// `min(max(x, low), high)`; at either end the gradient goes to `x`. Bounds that are inputs are scalars.
+#[derive(Debug)]
+struct Clip {
+    low: f64,
+    high: f64,
+    from_input: bool,
+}
+
+impl Clip {
+    fn bounds<T: Scalar>(&self, inputs: &[Option<&Value>]) -> Result<(T, T)> {
+        if !self.from_input {
+            return Ok((T::of(self.low), T::of(self.high)));
+        }
+        let bound = |i, none| {
+            Ok::<_, Error>(match float::optional::<T>(inputs, i)? {
+                Some(v) => v.first().copied().unwrap_or(none),
+                None => none,
+            })
+        };
+        Ok((bound(1, T::LOWEST)?, bound(2, -T::LOWEST)?))
+    }
+
+    fn forward<T: Scalar + Analytic>(&self, x: &Float, inputs: &[Option<&Value>]) -> Result<Float> {
+        let (low, high) = self.bounds::<T>(inputs)?;
+        let y = pointwise::map(&float::elements::<T>(x)?, |x: T| clamp(x, low, high));
+        float::tensor(y, x.dims(), x.dtype())
+    }
+
+    fn backward<T: Scalar + Analytic>(&self, v: &Vjp<'_>, grad: &Float) -> Result<Vec<Option<Float>>> {
+        let (low, high) = self.bounds::<T>(v.inputs)?;
+        let x = float::elements::<T>(super::input(v.inputs, 0)?.float()?)?;
+        let (plan, dy) = (Broadcast::new(grad.dims(), [grad.dims(); 2]), float::elements::<T>(grad)?);
+        let to = |i: usize, flows: fn(T, T, T) -> bool| -> Result<Option<Float>> {
+            if v.needs.get(i) != Some(&true) {
+                return Ok(None);
+            }
+            let part = pointwise::zip(&plan, &x, &dy, |x, g| if flows(x, low, high) { g } else { T::ZERO });
+            let part = float::tensor(part, grad.dims(), grad.dtype())?;
+            let shape = super::input(v.inputs, i)?.shape();
+            Ok(Some(if i == 0 { part } else { broadcast::sum_to(&part, &[])?.reshape(shape)? }))
+        };
+        let mut grads = vec![
+            to(0, |x, low, high| x >= low && x <= high)?,
+            to(1, |x, low, high| x < low && low <= high)?,
+            to(2, |x, low, high| x > high || low > high)?,
+        ];
+        grads.truncate(v.inputs.len());
+        Ok(grads)
+    }
+}
+
+impl Operator for Clip {
+    fn infer(&self, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
+        elements::common_type(inputs)?;
+        for (i, f) in inputs.iter().enumerate().skip(1) {
+            if let Some(shape) = f.and_then(|f| f.fixed_shape())
+                && shape.iter().product::<usize>() != 1
+            {
+                return Err(Error::invalid("OP-SHAPE", "a bound is not a scalar")
+                    .field(format!("input[{i}]"))
+                    .found(format!("{shape:?}")));
+            }
+        }
+        Ok(vec![super::input(inputs, 0)?.without_value()])
+    }
+    fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        float::shapes(self, inputs)?;
+        let x = super::input(inputs, 0)?;
+        if let Value::Float(x) = x {
+            return Ok(vec![real!(x.dtype(), T => self.forward::<T>(x, inputs))?.into()]);
+        }
+        let given: Vec<&Value> = inputs.iter().flatten().copied().collect();
+        let (low, high) =
+            (inputs.get(1).copied().flatten().is_some(), inputs.get(2).copied().flatten().is_some());
+        Ok(vec![elements::whole!(&given, v => {
+            let low = if low { v[1].first().copied() } else { None };
+            let high = if high { v[v.len() - 1].first().copied() } else { None };
+            elements::narrowed(x.dtype(), x.shape(), pointwise::map(v[0], |x| {
+                let x = low.map_or(x, |l| x.max(l));
+                high.map_or(x, |h| x.min(h))
+            }))
+        })?])
+    }
+    fn differentiable(&self) -> bool {
+        true
+    }
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        match &v.grads[0] {
+            Some(grad) => real!(grad.dtype(), T => self.backward::<T>(v, grad)),
+            None => Ok(vec![None; v.inputs.len()]),
+        }
+    }
+    fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
+        broadcast::couple(&inputs[..1], &outputs[0])
+    }
+}
