@@ -56,6 +56,10 @@ struct Rows {
 impl DataSet {
     /// Reads the data that a spec names. Errors name file, row and column or the faulty option.
     pub fn open(text: &str) -> Result<DataSet> {
+        DataSet::read(text).map_err(|e| e.field(text))
+    }
+
+    fn read(text: &str) -> Result<DataSet> {
         let spec = Spec::parse(text)?;
         let rows = match spec.kind.as_str() {
             "digits" => digits::read(&spec)?,

@@ -459,3 +459,114 @@ mod runs {
         }
     }
 }
+
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/digits-resnet.onnx");
+
+#[test]
+fn recommendations_are_written_in_every_format() {
+    let home = Home::new();
+    let question = |more: &[&'static str]| {
+        let fixed =
+            ["recommend", SAMPLE, "--device", "raspberry-pi-5", "--calibration", "digits:train#0..64"];
+        [&fixed[..], more].concat()
+    };
+    let document = validate(&home, "proposals", &home.stdout(&question(&["--format", "json"])));
+    assert_eq!(document["device"], "raspberry-pi-5");
+    let proposals = document["proposals"].as_array().unwrap();
+    assert!(proposals.iter().any(|p| p["name"] == "static-int8"), "{proposals:#?}");
+    assert!(proposals.iter().all(|p| !p["reasons"].as_array().unwrap().is_empty()));
+    for format in ["text", "csv", "md", "jsonl"] {
+        let out = home.stdout(&question(&["--format", format]));
+        assert!(out.contains("static-int8"), "{format}: {out}");
+    }
+    assert_eq!(
+        home.stdout(&question(&["--format", "jsonl"])).lines().count(),
+        proposals.len(),
+        "a line for each proposal"
+    );
+    // A gate that nothing can meet is told of, and is no failure of the question.
+    let document = validate(
+        &home,
+        "proposals",
+        &home.stdout(&question(&["--goal", "size_mb=0.001", "--format", "json"])),
+    );
+    assert!(document["proposals"].as_array().unwrap().iter().all(|p| p["meets_goal"] == false));
+    home.stdout(&question(&["--save-recipe", "first.toml"]));
+    let saved = fs::read_to_string(home.path("first.toml")).unwrap();
+    assert!(saved.contains(&format!("name = {}", proposals[0]["name"])), "{saved}");
+    assert!(!home.path("home/jobs").exists(), "nothing was submitted");
+}
+
+#[test]
+fn bad_questions_name_what_is_wrong_with_them() {
+    let home = Home::new();
+    fs::write(home.path("m.onnx"), "no model").unwrap();
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["recommend", "missing.onnx"], 3, "missing.onnx"),
+        (&["recommend", "m.onnx"], 3, "m.onnx"),
+        (&["recommend", SAMPLE, "--device", "toaster"], 2, "raspberry-pi-5"),
+        (&["recommend", SAMPLE, "--data", "digits:nowhere"], 2, "digits:nowhere"),
+        (&["recommend", SAMPLE, "--run", "99", "--device", "raspberry-pi-4"], 2, "--run"),
+        (&["recommend", SAMPLE, "--detach"], 2, "--run"),
+        (&["device", "show", "toaster"], 2, "raspberry-pi-5"),
+        (&["demo", "--headless", "--seconds", "0"], 2, "--seconds"),
+    ];
+    for (arguments, code, said) in cases {
+        let out = home.run(arguments);
+        assert_eq!(out.status.code(), Some(*code), "{arguments:?}: {}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(said), "{arguments:?}: {}", text(&out.stderr));
+        assert_clean(arguments, &out);
+    }
+    assert!(!home.path("home/jobs").exists(), "nothing was submitted");
+}
+
+#[test]
+fn devices_are_listed_and_a_shown_one_is_a_profile_of_ones_own() {
+    let home = Home::new();
+    let document = validate(&home, "devices", &home.stdout(&["device", "list", "--format", "json"]));
+    let names: Vec<_> =
+        document["devices"].as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
+    assert!(names[0] == "host" && names.contains(&"raspberry-pi-5"), "{names:?}");
+    assert!(home.stdout(&["device", "list"]).contains("n100-mini-pc"));
+    validate(&home, "devices", &home.stdout(&["device", "show", "raspberry-pi-4", "--format", "json"]));
+    let profile = home.stdout(&["device", "show", "raspberry-pi-4"]);
+    fs::create_dir_all(home.path("home/devices")).unwrap();
+    fs::write(home.path("home/devices/mine.toml"), profile.replace("raspberry-pi-4", "mine")).unwrap();
+    assert!(home.stdout(&["device", "list"]).contains("mine"));
+}
+
+#[test]
+fn the_demo_goes_through_the_whole_loop() {
+    let home = Home::new();
+    let library = crate::cache::library();
+    let demo = |format: &str| {
+        let mut command = home.command(&["demo", "--seconds", "0.3", "--rounds", "3", "--format", format]);
+        command.env("TINSMITH_ORT_DYLIB", &library.path).output().unwrap()
+    };
+    let out = demo("json");
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(0), "{said}");
+    assert!(said.contains("digits-resnet.onnx") && said.contains("proposal 1"), "{said}");
+    let document = validate(&home, "comparison", &text(&out.stdout));
+    let rows = document["rows"].as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|r| r["measurement"]["variant"].as_str().unwrap()).collect();
+    let expected =
+        ["original", "optimized", "static-int8", "pruned-20", "pruned-40", "pruned-20+static-int8"];
+    assert_eq!(names, expected);
+    let number =
+        |row: usize, at: &str| rows[row]["measurement"].pointer(at).and_then(serde_json::Value::as_f64);
+    for (row, name) in names.iter().enumerate() {
+        assert!(number(row, "/latency_ms/p50").unwrap() > 0.0, "{name}");
+        assert_eq!(number(row, "/quality/n"), number(0, "/quality/n"), "{name}");
+    }
+    let accuracy = |row| number(row, "/quality/value").unwrap();
+    let bytes = |row| number(row, "/file_bytes").unwrap();
+    assert!(accuracy(0) > 0.9, "{}", accuracy(0));
+    assert!((accuracy(0) - accuracy(1)).abs() < 0.002, "an optimized model computes the same");
+    assert!(accuracy(2) > accuracy(0) - 0.02, "{}", accuracy(2));
+    assert!(bytes(2) < 0.4 * bytes(0) && bytes(3) < 0.9 * bytes(0) && bytes(4) < 0.8 * bytes(0));
+    assert!(bytes(5) < bytes(2));
+    assert!(number(3, "/parameters").unwrap() < number(0, "/parameters").unwrap());
+    let jobs = home.stdout(&["jobs", "list", "--format", "jsonl"]);
+    assert_eq!(jobs.lines().count(), 6, "{jobs}");
+}

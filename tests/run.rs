@@ -236,6 +236,27 @@ fn a_run_killed_within_a_step_resumes_to_the_same_bits() {
 }
 
 #[test]
+fn a_run_killed_between_steps_goes_on_from_the_checkpoint_to_the_same_bits() {
+    let home = Home::new();
+    let mut recipe = slow(&home);
+    recipe.steps.insert(0, Step::new("optimize"));
+    let expected = home.reference(&recipe);
+    let job = home.submit(&Request::Run { recipe });
+    let mut worker = home.start(&job);
+    until("the first checkpoint", || job.state().checkpoint.is_some());
+    signal(&worker, rustix::process::Signal::KILL);
+    worker.wait().unwrap();
+    assert_eq!(job.status().status, Status::Dead);
+    jobs::resume(&job).unwrap();
+    assert_eq!(home.start(&job).wait().unwrap().code(), Some(0), "{:?}", job.status());
+    let resumed = job.tail().poll().iter().any(|r| matches!(r.event, Event::Resumed { step: 1, .. }));
+    assert!(resumed, "the first step is not computed again");
+    assert_eq!(artifact(&job), expected);
+    assert!(job.dir.join("artifacts/01-optimize.report.json").exists());
+    assert!(job.dir.join("artifacts/02-quantize.report.json").exists());
+}
+
+#[test]
 fn a_signal_stops_a_run_within_two_seconds_and_the_result_is_the_same() {
     let home = Home::new();
     let recipe = slow(&home);

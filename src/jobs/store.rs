@@ -229,8 +229,10 @@ pub(crate) fn private_directory(path: &Path) -> Result<()> {
 pub(super) fn create(paths: &Paths, request: &Request, directory: &Path) -> Result<JobHandle> {
     let jobs = paths.jobs();
     private_directory(&jobs)?;
+    use std::os::unix::fs::PermissionsExt;
     let temp = tempfile::Builder::new()
         .prefix(".new-")
+        .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in(&jobs)
         .map_err(|e| Error::io("make a job directory in", &jobs, e))?;
     let dir = temp.path();

@@ -74,6 +74,7 @@ pub fn recommend(question: &Question<'_>) -> Recommendation {
     let start = Forecast {
         layers: costs.into_iter().map(|cost| Layer { cost, time: Range::exactly(1.0) }).collect(),
         file_bytes: summary.file_bytes as f64,
+        combined: false,
         drop: (0.0, 0.0),
         seconds: 0.0,
         confidence: Confidence::High,
@@ -125,15 +126,16 @@ pub fn recommend(question: &Question<'_>) -> Recommendation {
 }
 
 fn name(rules: &[&dyn Rule]) -> String {
-    let names: Vec<String> = rules.iter().map(|r| r.name()).collect();
-    match names.as_slice() {
-        [parts @ .., last] if last == "optimize" && !parts.is_empty() => parts.join("+"),
-        all => all.join("+"),
+    // Optimising goes without saying where there is more.
+    let mut names: Vec<String> = rules.iter().map(|r| r.name()).collect();
+    if names.len() > 1 {
+        names.retain(|n| n != "optimize");
     }
+    names.join("+")
 }
 
 fn predict(rules: &[&dyn Rule], facts: &Facts<'_>, start: &Forecast) -> Result<Forecast, String> {
-    let mut forecast = start.clone();
+    let mut forecast = Forecast { combined: rules.len() > 1, ..start.clone() };
     for rule in rules {
         if let Some(reason) = rule.refuse(facts, &forecast) {
             return Err(reason);

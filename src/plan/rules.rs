@@ -41,6 +41,8 @@ pub(super) struct Layer {
 pub(super) struct Forecast {
     pub(super) layers: Vec<Layer>,
     pub(super) file_bytes: f64,
+    /// Whether other rules belong to the recipe.
+    pub(super) combined: bool,
     /// Relative loss of quality.
     pub(super) drop: (f64, f64),
     /// Time to produce it.
@@ -94,15 +96,16 @@ pub(super) trait Rule: Sync {
     fn apply(&self, facts: &Facts<'_>, forecast: &mut Forecast);
 }
 
-/// Combinations to consider, each in the order of its steps: prune, then quantise, then optimise.
+/// Combinations to consider, each in the order of its steps: prune, then optimise, then quantise, so that
+/// the quantiser sees convolutions with their norms folded in.
 pub(super) const RECIPES: &[&[&dyn Rule]] = &[
     &[&optimize::Optimize],
-    &[&int8::Dynamic, &optimize::Optimize],
-    &[&int8::Static, &optimize::Optimize],
+    &[&optimize::Optimize, &int8::Dynamic],
+    &[&optimize::Optimize, &int8::Static],
     &[&prune::Prune { ratio: 0.2 }, &optimize::Optimize],
     &[&prune::Prune { ratio: 0.4 }, &optimize::Optimize],
-    &[&prune::Prune { ratio: 0.2 }, &int8::Static, &optimize::Optimize],
-    &[&prune::Prune { ratio: 0.2 }, &int8::Dynamic, &optimize::Optimize],
+    &[&prune::Prune { ratio: 0.2 }, &optimize::Optimize, &int8::Static],
+    &[&prune::Prune { ratio: 0.2 }, &optimize::Optimize, &int8::Dynamic],
 ];
 
 fn percent(part: f64) -> String {

@@ -132,7 +132,7 @@ impl Run {
 
 /// Evaluation data must be there, with labels, before hours are spent on what it shall judge.
 fn labelled(spec: &str) -> Result<()> {
-    let data = DataSet::open(spec).map_err(|e| e.field(format!("data.eval \"{spec}\"")))?;
+    let data = DataSet::open(spec).map_err(|e| e.at_field(format!("data.eval \"{spec}\"")))?;
     if data.labels().is_empty() {
         return Err(Error::usage("EVAL-LABELS", "these data have no labels")
             .field(format!("data.eval \"{spec}\""))

@@ -198,6 +198,30 @@ pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
     .hint("check `exclude`, or whether the model is quantised already"))
 }
 
+/// Says so where norms behind convolutions keep them from becoming integer kernels.
+fn note_norms(graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport) {
+    let uses = graph.uses();
+    let behind_conv = |i: &NodeIndex| {
+        let node = graph.node(*i);
+        let source = node.inputs.first().copied().flatten().and_then(|v| uses.producer(v));
+        node.is("BatchNormalization") && source.is_some_and(|(from, _)| graph.node(from).is("Conv"))
+    };
+    let norms: Vec<NodeIndex> = (0..graph.nodes().len()).filter(behind_conv).collect();
+    for i in &norms {
+        report.skip("fold-batch-norm", graph.label(*i), "a norm behind a convolution stays in float");
+    }
+    if !norms.is_empty() {
+        ctx.monitor.log(
+            Level::Warning,
+            &format!(
+                "{} batch norms stand between convolutions and their activations and cost speed and accuracy \
+                 there: put `optimize`, which folds them, before `quantize`",
+                norms.len()
+            ),
+        );
+    }
+}
+
 pub(super) fn run(
     graph: &Graph,
     settings: &Settings,
@@ -212,6 +236,7 @@ pub(super) fn run(
     if !placement.roles.values().any(|r| matches!(r, Role::Weighted { .. })) {
         return Err(super::all_refused(report));
     }
+    note_norms(&graph, ctx, report);
     let calibration = calibrate::ranges(&graph, &placement.values, feed, settings.samples, ctx.monitor)?;
     report.facts.insert("calibration_samples".into(), calibration.samples as f64);
     let mut ranges: BTreeMap<ValueId, Range> = BTreeMap::new();

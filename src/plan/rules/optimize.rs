@@ -31,7 +31,6 @@ impl Rule for Optimize {
     }
 
     fn apply(&self, facts: &Facts<'_>, forecast: &mut Forecast) {
-        let alone = forecast.steps.is_empty();
         let candidates = facts.summary.layers.iter().filter(|l| REMOVABLE.contains(&l.op.as_str())).count();
         for layer in &mut forecast.layers {
             let op = facts.summary.layers.get(layer.cost.index).map_or("", |l| l.op.as_str());
@@ -42,7 +41,7 @@ impl Rule for Optimize {
         }
         forecast.steps.push(Step::new("optimize"));
         forecast.seconds += 0.2 + facts.summary.file_bytes as f64 / 200e6;
-        if alone {
+        if !forecast.combined {
             forecast.reasons.push(format!(
                 "{candidates} of {} nodes can be folded or fused without changing an output",
                 facts.summary.layers.len()
