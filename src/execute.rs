@@ -9,7 +9,8 @@ pub mod train;
 pub use backward::{Gradients, Tape};
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, NodeIndex, Type, ValueId};
+use crate::graph::{Graph, Node, NodeIndex, Type, ValueId};
+use crate::ops::Operator;
 use crate::tensor::{Tensor, Value};
 use std::{
     collections::{HashMap, HashSet},
@@ -22,7 +23,8 @@ pub type Overrides = HashMap<ValueId, Value>;
 /// Sees every value as it is computed.
 pub type Tap<'a> = dyn FnMut(ValueId, &Value) -> Result<()> + 'a;
 
-/// A graph made ready to run. Constants are loaded when first needed and kept.
+/// A graph made ready to run. Constants, those that nodes hold included, are loaded when first needed
+/// and kept.
 #[derive(Debug)]
 pub struct Executor {
     graph: Graph,
@@ -213,6 +215,9 @@ impl Executor {
             }
             let inputs: Vec<Option<&Value>> = owned.iter().map(Option::as_ref).collect();
             let outputs = match &node.op {
+                Some(op) if node.inputs.is_empty() && op.deterministic() => {
+                    self.held(node, &**op).map_err(at)?
+                }
                 Some(op) if node.bodies.is_empty() => op.eval(&inputs).map_err(at)?,
                 _ => self.run_if(i, &inputs, env, overrides, outer).map_err(at)?,
             };
@@ -224,6 +229,22 @@ impl Executor {
             after(i, env)?;
         }
         Ok(())
+    }
+
+    /// Outputs of a node that reads nothing, computed once.
+    fn held(&self, node: &Node, op: &dyn Operator) -> Result<Vec<Value>> {
+        let cell = |v: &Option<ValueId>| v.and_then(|v| self.constants[v.0 as usize].get().cloned());
+        let kept: Option<Vec<Value>> = node.outputs.iter().map(cell).collect();
+        if let Some(kept) = kept {
+            return Ok(kept);
+        }
+        let computed = op.eval(&[])?;
+        for (v, value) in node.outputs.iter().zip(&computed) {
+            if let Some(v) = v {
+                self.constants[v.0 as usize].get_or_init(|| value.clone());
+            }
+        }
+        Ok(computed)
     }
 
     fn run_if(

@@ -310,12 +310,28 @@ impl Graph {
     }
 
     /// Operators of the default domain and others that this version does not know, with their counts.
+    /// `If` is known by its bodies; those of other nodes stay closed.
     pub fn unknown_operators(&self) -> Vec<(String, usize)> {
-        let mut counts = BTreeMap::new();
-        for node in self.nodes.iter().filter(|n| n.op.is_none()) {
-            *counts.entry(node.operator_name()).or_insert(0) += 1;
+        fn count(graph: &Graph, counts: &mut BTreeMap<String, usize>) {
+            for node in graph.nodes.iter().filter(|n| n.op.is_none()) {
+                match node.is("If") {
+                    true => node.bodies.iter().for_each(|(_, body)| count(body, counts)),
+                    false => *counts.entry(node.operator_name()).or_insert(0) += 1,
+                }
+            }
         }
+        let mut counts = BTreeMap::new();
+        count(self, &mut counts);
         counts.into_iter().collect()
+    }
+
+    /// The first node that [`Graph::unknown_operators`] counts, or the `If` that holds it.
+    pub fn first_unknown(&self) -> Option<NodeIndex> {
+        self.nodes.iter().position(|n| match n.op {
+            Some(_) => false,
+            None if n.is("If") => n.bodies.iter().any(|(_, body)| body.first_unknown().is_some()),
+            None => true,
+        })
     }
 
     /// `Err` of kind `Unsupported` naming the node, where a node must be known but is not.

@@ -5,6 +5,7 @@ pub mod analytic;
 pub mod conv;
 pub mod depthwise;
 pub mod gemm;
+pub mod index;
 pub mod integer;
 pub mod movement;
 pub mod norm;

@@ -15,8 +15,11 @@ mod bits;
 mod cast;
 mod compare;
 mod conv;
+mod constant;
+mod einsum;
 pub(crate) mod elements;
 pub(crate) mod float;
+mod gather;
 mod integer;
 mod matmul;
 mod movement;
@@ -27,6 +30,9 @@ mod reduce;
 mod resize;
 mod reshape;
 mod softmax;
+mod scatter;
+mod select;
+mod shape;
 mod spatial;
 mod unary;
 mod vector_norm;
@@ -170,6 +176,9 @@ const FAMILIES: &[&[Spec]] = &[
     cast::SPECS,
     compare::SPECS,
     conv::SPECS,
+    constant::SPECS,
+    einsum::SPECS,
+    gather::SPECS,
     integer::SPECS,
     matmul::SPECS,
     movement::SPECS,
@@ -181,6 +190,9 @@ const FAMILIES: &[&[Spec]] = &[
     resize::SPECS,
     softmax::SPECS,
     unary::SPECS,
+    scatter::SPECS,
+    select::SPECS,
+    shape::SPECS,
     vector_norm::SPECS,
 ];
 

@@ -43,3 +43,5 @@ mod optimize;
 mod quantize;
 #[path = "sample.rs"]
 mod sample;
+#[path = "gradients_index.rs"]
+mod gradients_index;

@@ -3,7 +3,7 @@
 
 use super::{Executor, Overrides};
 use crate::error::{Error, Result};
-use crate::graph::ValueId;
+use crate::graph::{Graph, Node, NodeIndex, ValueId};
 use crate::ops::Vjp;
 use crate::tensor::{Tensor, Value};
 use candle_core::Tensor as Float;
@@ -39,7 +39,8 @@ impl Executor {
         let mut keep = vec![false; graph.value_count()];
         let mut shape_only = vec![false; graph.value_count()];
         for node in graph.nodes() {
-            if !node.inputs.iter().flatten().any(|v| carries[v.0 as usize]) {
+            let inputs = node.inputs.iter().flatten().copied();
+            if !inputs.chain(captured(graph, node)).any(|v| carries[v.0 as usize]) {
                 continue;
             }
             node.outputs.iter().flatten().for_each(|v| carries[v.0 as usize] = true);
@@ -105,16 +106,17 @@ impl Tape<'_> {
             let needs: Vec<bool> =
                 node.inputs.iter().map(|v| v.is_some_and(|v| self.carries[v.0 as usize])).collect();
             let reached = node.outputs.iter().flatten().any(|v| grads.contains_key(v));
+            if reached && captured(graph, node).any(|v| self.carries[v.0 as usize]) {
+                return Err(no_gradient(graph, i));
+            }
             if reached && needs.contains(&true) {
+                if !node.bodies.is_empty() {
+                    return Err(no_gradient(graph, i));
+                }
                 let op = graph.operator(i)?;
                 let at = |e: Error| e.node(graph.label(i)).field(node.operator_name());
                 if !op.differentiable() {
-                    return Err(Error::unsupported(
-                        "NO-GRADIENT",
-                        format!("a gradient is needed through {}, which has none", node.operator_name()),
-                    )
-                    .node(graph.label(i))
-                    .hint("freeze what lies before this node, or choose a criterion without gradients"));
+                    return Err(no_gradient(graph, i));
                 }
                 let get = |v: &Option<ValueId>| v.and_then(|v| self.env[v.0 as usize].as_ref());
                 let inputs: Vec<Option<&Value>> = node.inputs.iter().map(get).collect();
@@ -139,6 +141,20 @@ impl Tape<'_> {
         grads.retain(|v, _| self.wanted.contains(v));
         Ok(grads)
     }
+}
+
+/// Values that the bodies of a node read from outside.
+fn captured<'g>(graph: &'g Graph, node: &'g Node) -> impl Iterator<Item = ValueId> + 'g {
+    node.bodies.iter().flat_map(|(_, body)| body.captured()).filter_map(|name| graph.find(&name))
+}
+
+fn no_gradient(graph: &Graph, i: NodeIndex) -> Error {
+    Error::unsupported(
+        "NO-GRADIENT",
+        format!("a gradient is needed through {}, which has none", graph.node(i).operator_name()),
+    )
+    .node(graph.label(i))
+    .hint("freeze what lies before this node, or choose a criterion without gradients")
 }
 
 fn accumulate(grads: &mut Gradients, v: ValueId, grad: Float) -> Result<()> {

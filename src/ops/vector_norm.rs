@@ -2,7 +2,7 @@
 //! LRN.
 
 use super::float::{self, Float, Scalar, real};
-use super::{Attributes, Coupling, Fact, Operator, Port, Spec};
+use super::{Coupling, Fact, Operator, Port, Spec};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Value};
 use std::sync::Arc;
