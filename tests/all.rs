@@ -43,5 +43,7 @@ mod optimize;
 mod quantize;
 #[path = "sample.rs"]
 mod sample;
+#[path = "models.rs"]
+mod models;
 #[path = "gradients_index.rs"]
 mod gradients_index;
