@@ -173,7 +173,7 @@ fn infer(
 ) -> Result<Facts> {
     let sizes: HashMap<&str, i64> = bindings.iter().map(|(s, n)| (s.as_str(), *n)).collect();
     let mut failed: Vec<Error> = Vec::new();
-    let facts = graph.infer_noting(&|s| sizes.get(s).copied(), &|_| None, &mut |e| {
+    let facts = graph.infer_noting(&|s| sizes.get(s).copied(), |_| None, &mut |e| {
         failed.push(e);
         Ok(())
     })?;
@@ -181,7 +181,7 @@ fn infer(
         return Ok(facts);
     }
     let mut without: Vec<Error> = Vec::new();
-    let symbolic = graph.infer_noting(&|s| given.get(s).copied(), &|_| None, &mut |e| {
+    let symbolic = graph.infer_noting(&|s| given.get(s).copied(), |_| None, &mut |e| {
         without.push(e);
         Ok(())
     })?;

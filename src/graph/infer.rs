@@ -35,14 +35,14 @@ impl Graph {
     /// Facts of all values. `bind` may replace the symbols of graph inputs by sizes.
     /// Fails where an operator says that its inputs cannot be, naming the node.
     pub fn infer(&self, bind: &dyn Fn(&str) -> Option<i64>) -> Result<Facts> {
-        self.infer_with(bind, &|_| None)
+        self.infer_with(bind, |_| None)
     }
 
     /// As [`Graph::infer`], with facts of captured outer values for a body.
     pub fn infer_with(
         &self,
         bind: &dyn Fn(&str) -> Option<i64>,
-        outer: &dyn Fn(&str) -> Option<Fact>,
+        outer: impl Fn(&str) -> Option<Fact>,
     ) -> Result<Facts> {
         self.infer_noting(bind, outer, &mut Err)
     }
@@ -50,6 +50,15 @@ impl Graph {
     /// As [`Graph::infer_with`] for inspection: a node's error goes to `note`, which may pass it on or
     /// swallow it; then the node's outputs are what the file declares.
     pub fn infer_noting(
+        &self,
+        bind: &dyn Fn(&str) -> Option<i64>,
+        outer: impl Fn(&str) -> Option<Fact>,
+        note: &mut dyn FnMut(Error) -> Result<()>,
+    ) -> Result<Facts> {
+        self.infer_in(bind, &outer, note)
+    }
+
+    fn infer_in(
         &self,
         bind: &dyn Fn(&str) -> Option<i64>,
         outer: &dyn Fn(&str) -> Option<Fact>,
@@ -158,7 +167,7 @@ impl Graph {
             let Some((_, body)) = node.bodies.iter().find(|(name, _)| name == wanted) else {
                 return Ok(None);
             };
-            let inner = body.infer_with(bind, &lookup)?;
+            let inner = body.infer_in(bind, &lookup, &mut Err)?;
             Ok(Some(body.outputs.iter().map(|v| inner.get(*v).cloned()).collect()))
         };
         let condition = facts.inputs(self, i).first().copied().flatten().and_then(Fact::ints);
