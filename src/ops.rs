@@ -73,6 +73,8 @@ pub struct Vjp<'a> {
 pub struct Rewrite {
     /// Attributes to set.
     pub attributes: Vec<(String, Attr)>,
+    /// Attributes that no longer hold.
+    pub remove: Vec<String>,
     /// Constant inputs to replace: (input, tensor).
     pub inputs: Vec<(usize, Tensor)>,
 }

@@ -2,10 +2,11 @@
 //! They know graphs, operators and the executor; they know no job, no file of results and no face.
 
 pub mod optimize;
+pub mod prune;
 pub mod quantize;
 
 use crate::error::{Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, NodeIndex};
 use crate::monitor::Monitor;
 use crate::tensor::Tensor;
 use crate::units::Bytes;
@@ -116,6 +117,7 @@ pub const PASSES: &[(&str, &str, Build)] = &[
         "constants folded, what does nothing removed, batch norms fused: the same outputs from fewer nodes",
         optimize::build,
     ),
+    ("prune", "whole channels, neurons and heads removed, so that shapes shrink", prune::build),
     (
         "quantize",
         "int8 weights, with activations quantised at run time or on calibrated ranges",
@@ -141,4 +143,39 @@ pub fn settings<T: serde::de::DeserializeOwned>(pass: &str, table: &toml::Table)
             .field(format!("step \"{pass}\""))
             .hint(format!("`tinsmith {pass} --help` lists the settings"))
     })
+}
+
+/// Whether `name` matches a pattern: `*` stands for any text, a pattern without one must be contained.
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    if !pattern.contains('*') {
+        return name.contains(pattern);
+    }
+    let parts: Vec<&str> = pattern.split('*').collect();
+    let (first, last) = (parts[0], parts[parts.len() - 1]);
+    if !name.starts_with(first) || !name.ends_with(last) || name.len() < first.len() + last.len() {
+        return false;
+    }
+    let mut rest = &name[first.len()..name.len() - last.len()];
+    parts[1..parts.len() - 1].iter().all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+/// The first node of an operator that works on quantised values.
+pub(crate) fn quantized_node(graph: &Graph) -> Option<NodeIndex> {
+    let quantized = [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "DynamicQuantizeLinear",
+        "MatMulNBits",
+    ];
+    (0..graph.nodes().len()).find(|i| quantized.contains(&graph.node(*i).op_type.as_str()))
 }

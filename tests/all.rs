@@ -47,3 +47,5 @@ mod sample;
 mod models;
 #[path = "gradients_index.rs"]
 mod gradients_index;
+#[path = "pruning.rs"]
+mod pruning;

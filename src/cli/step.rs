@@ -65,23 +65,38 @@ pub(super) struct Quantize {
 /// Remove whole channels and neurons, so that the shapes really shrink
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  tinsmith prune cnn.onnx --ratio 0.2 -o cnn-20.onnx --measure --data digits:test"
+    after_help = "Example:\n  tinsmith prune cnn.onnx --ratio 0.2 -o cnn-20.onnx --measure --data digits:test\n  tinsmith prune cnn.onnx --ratio 0.3 --of total --exclude 'head*' -o cnn-30.onnx"
 )]
 pub(super) struct Prune {
     #[command(flatten)]
     common: Common,
-    /// Part of the prunable parameters to remove, 0 to 1
+    /// Part of the parameters to remove, above 0 and below 1
     #[arg(long, value_name = "PART")]
     ratio: f64,
+    /// What the ratio is a part of: prunable (what may leave at all) or total [default: prunable]
+    #[arg(long, value_name = "NAME")]
+    of: Option<String>,
     /// What makes a channel unimportant: l1, l2
     #[arg(long, value_name = "NAME", default_value = "l2")]
     criterion: String,
-    /// Rank channels over the whole model or within each group: global, layer
+    /// Rank channels over the whole model, or cut each group by the same part: global, layer [default: global]
     #[arg(long, value_name = "SCOPE")]
     scope: Option<String>,
-    /// Keep channel counts at multiples of this
+    /// Keep channel counts at multiples of this [default: 8]
     #[arg(long, value_name = "N")]
     round_to: Option<u32>,
+    /// Smallest part of its channels that a group keeps [default: 0.1]
+    #[arg(long, value_name = "PART")]
+    min_keep: Option<f64>,
+    /// Fewest channels that a group keeps [default: 1]
+    #[arg(long, value_name = "N")]
+    min_units: Option<u32>,
+    /// Nodes and weights whose channels stay, by name
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    exclude: Vec<String>,
+    /// Let axes of the model's inputs and outputs shrink
+    #[arg(long)]
+    allow_interface_change: bool,
 }
 
 pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> {
@@ -107,11 +122,24 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
 
 pub(super) fn prune(context: &Context, args: Prune) -> anyhow::Result<()> {
     let mut step = Step::new("prune").with("criterion", args.criterion).with("ratio", args.ratio);
-    if let Some(scope) = args.scope {
-        step = step.with("scope", scope);
+    for (name, value) in [("of", args.of), ("scope", args.scope)] {
+        if let Some(value) = value {
+            step = step.with(name, value);
+        }
     }
-    if let Some(multiple) = args.round_to {
-        step = step.with("round_to", i64::from(multiple));
+    for (name, count) in [("round_to", args.round_to), ("min_units", args.min_units)] {
+        if let Some(count) = count {
+            step = step.with(name, i64::from(count));
+        }
+    }
+    if let Some(part) = args.min_keep {
+        step = step.with("min_keep", part);
+    }
+    if !args.exclude.is_empty() {
+        step = step.with("exclude", args.exclude);
+    }
+    if args.allow_interface_change {
+        step = step.with("allow_interface_change", true);
     }
     start(context, args.common, &format!("pruned-{:.0}", 100.0 * args.ratio), step)
 }

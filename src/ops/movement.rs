@@ -426,14 +426,12 @@ impl Operator for Split {
             if new[..new.len() - 1].iter().all(|n| *n == part) {
                 return Ok(Rewrite::default());
             }
-            if self.parts.is_some() {
-                return Err(Error::unsupported("RESIZE-SPLIT", "equal parts would become unequal")
-                    .found(format!("{new:?}"))
-                    .hint("tie the parts, or give the split explicit sizes"));
-            }
         }
         Ok(if self.from_input {
-            Rewrite { inputs: vec![(1, Tensor::from_vec(vec![new.len()], new)?)], ..Rewrite::default() }
+            // Explicit sizes and a number of parts exclude each other.
+            let remove = self.parts.map(|_| "num_outputs".to_string()).into_iter().collect();
+            let inputs = vec![(1, Tensor::from_vec(vec![new.len()], new)?)];
+            Rewrite { inputs, remove, ..Rewrite::default() }
         } else {
             Rewrite { attributes: vec![("split".into(), Attr::Ints(new))], ..Rewrite::default() }
         })

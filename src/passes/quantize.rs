@@ -8,7 +8,7 @@ mod ranges;
 mod weights;
 
 use super::optimize::lifted;
-use super::{Ctx, Estimate, Pass, PassReport};
+use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, NodeIndex};
 use crate::tensor::DType;
@@ -77,26 +77,6 @@ pub(super) fn build(table: &toml::Table) -> Result<Box<dyn Pass>> {
     Ok(Box::new(Quantize { settings: super::settings("quantize", table)? }))
 }
 
-/// Whether `name` matches a pattern: `*` stands for any text, a pattern without one must be contained.
-pub(crate) fn matches(pattern: &str, name: &str) -> bool {
-    if !pattern.contains('*') {
-        return name.contains(pattern);
-    }
-    let parts: Vec<&str> = pattern.split('*').collect();
-    let (first, last) = (parts[0], parts[parts.len() - 1]);
-    if !name.starts_with(first) || !name.ends_with(last) || name.len() < first.len() + last.len() {
-        return false;
-    }
-    let mut rest = &name[first.len()..name.len() - last.len()];
-    parts[1..parts.len() - 1].iter().all(|part| match rest.find(part) {
-        Some(at) => {
-            rest = &rest[at + part.len()..];
-            true
-        }
-        None => false,
-    })
-}
-
 impl Settings {
     fn excluded(&self, graph: &Graph, i: NodeIndex) -> bool {
         let label = graph.label(i);
@@ -117,17 +97,7 @@ fn constant_weight(graph: &Graph, node: &Node) -> Option<crate::graph::ValueId> 
 
 /// Quantised operators in the input are refused: quantising twice loses quality for nothing.
 fn refuse_quantized(graph: &Graph) -> Result<()> {
-    let quantized = [
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "MatMulInteger",
-        "ConvInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "DynamicQuantizeLinear",
-        "MatMulNBits",
-    ];
-    if let Some(i) = (0..graph.nodes().len()).find(|i| quantized.contains(&graph.node(*i).op_type.as_str())) {
+    if let Some(i) = quantized_node(graph) {
         return Err(Error::unsupported("QUANTIZE-TWICE", "the model is quantised already")
             .node(graph.label(i))
             .found(graph.node(i).operator_name())

@@ -1,0 +1,391 @@
+//! Structured pruning (DepGraph, arXiv 2301.12900): a float graph enters, a graph with fewer channels,
+//! neurons or heads leaves, its tensors, attributes and shapes really smaller. Units that are coupled
+//! ([`crate::graph::coupling`]) leave together. One decision is used two ways: [`slice()`] removes the
+//! units, [`mask()`] zeroes them and keeps all shapes, so that one can be held against the other.
+//! Knows no data: scores come from weights alone.
+
+mod importance;
+mod mask;
+mod select;
+mod slice;
+
+pub use mask::mask;
+pub use slice::slice;
+
+use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
+use crate::analysis::{self, Summary};
+use crate::error::{Error, Result};
+use crate::graph::constants::{Constants, is_weight};
+use crate::graph::coupling::{self, Coupled, Group};
+use crate::graph::{Facts, Graph};
+use crate::monitor::Monitor;
+use crate::units::Bytes;
+use select::{Bounds, Candidate};
+use serde::{Deserialize, Serialize};
+
+/// What makes a unit unimportant. The score of a unit is the mean over its members of the sum of |w|^p
+/// over the member's slice; see [`importance`] for what is a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Criterion {
+    /// p = 1.
+    L1,
+    /// p = 2.
+    #[default]
+    L2,
+}
+
+/// Between which units is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// All units of the graph, by score over the mean score of their group: groups of little use shrink
+    /// more.
+    #[default]
+    Global,
+    /// The units of each group; every group loses the same part.
+    Layer,
+}
+
+/// What `ratio` is a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Of {
+    /// The parameters that would leave if every unit that may leave did.
+    #[default]
+    Prunable,
+    /// All parameters of the graph.
+    Total,
+}
+
+/// Settings of the pass.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// What makes a unit unimportant.
+    pub criterion: Criterion,
+    /// Part of the parameters to remove, between 0 and 1; met to within one rounding unit of one group.
+    pub ratio: f64,
+    /// What `ratio` is a part of.
+    pub of: Of,
+    /// Between which units is chosen.
+    pub scope: Scope,
+    /// Channel counts that are cut stay multiples of this. A group with fewer than twice as many falls
+    /// back to the half, the quarter and so on.
+    pub round_to: usize,
+    /// Fewest units that a group keeps.
+    pub min_units: usize,
+    /// Smallest part of its units that a group keeps.
+    pub min_keep: f64,
+    /// Name patterns (substrings, `*` wild) of nodes and weights whose groups stay as they are.
+    #[serde(alias = "protect")]
+    pub exclude: Vec<String>,
+    /// Let axes of graph inputs and outputs shrink.
+    pub allow_interface_change: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            criterion: Criterion::default(),
+            ratio: 0.0,
+            of: Of::default(),
+            scope: Scope::default(),
+            round_to: 8,
+            min_units: 1,
+            min_keep: 0.1,
+            exclude: vec![],
+            allow_interface_change: false,
+        }
+    }
+}
+
+impl Settings {
+    /// `Usage` where a setting is out of range, naming the step's field.
+    fn check(&self) -> Result<()> {
+        let refuse = |field: &str, what: &str, found: String, limit: &str| {
+            Err(Error::usage("PRUNE-SETTINGS", what.to_string())
+                .field(format!("step.{field}"))
+                .found(found)
+                .limit(limit))
+        };
+        if !(self.ratio > 0.0 && self.ratio < 1.0) {
+            let what = "the part of the parameters to remove is out of range";
+            return refuse("ratio", what, self.ratio.to_string(), "above 0, below 1");
+        }
+        if !(0.0..1.0).contains(&self.min_keep) {
+            let what = "the part of the units to keep is out of range";
+            return refuse("min_keep", what, self.min_keep.to_string(), "from 0, below 1");
+        }
+        if self.round_to == 0 {
+            return refuse("round_to", "counts cannot be multiples of zero", "0".into(), "at least 1");
+        }
+        Ok(())
+    }
+}
+
+/// The pass.
+#[derive(Debug)]
+pub struct Prune {
+    settings: Settings,
+}
+
+/// Builds the pass from a recipe step.
+pub(super) fn build(table: &toml::Table) -> Result<Box<dyn Pass>> {
+    let settings: Settings = super::settings("prune", table)?;
+    settings.check()?;
+    Ok(Box::new(Prune { settings }))
+}
+
+/// Which units leave a graph.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// The coupling that numbers the units.
+    pub coupled: Coupled,
+    /// By unit number: whether it leaves.
+    pub leaves: Vec<bool>,
+    /// By group: score of each unit, none for groups that were not ranked.
+    pub scores: Vec<Option<Vec<f64>>>,
+    /// By group: why it stays as it is, where it does.
+    pub stays: Vec<Option<String>>,
+    /// Parameters that `ratio` is a part of.
+    pub prunable_parameters: u64,
+    /// Parameters that leave.
+    pub removed_parameters: u64,
+}
+
+impl Decision {
+    /// Units of a group that stay.
+    pub fn kept(&self, group: &Group) -> usize {
+        group.numbers().filter(|u| !self.leaves[*u]).count()
+    }
+}
+
+/// What the settings and the graph's shapes allow, before any weight is read.
+struct Room {
+    coupled: Coupled,
+    stays: Vec<Option<String>>,
+    candidates: Vec<Candidate>,
+    bounds: Bounds,
+    target: u64,
+    whole: u64,
+}
+
+impl Room {
+    fn of(graph: &Graph, facts: &Facts, settings: &Settings) -> Result<Room> {
+        let constants = Constants::of(graph);
+        let options = coupling::Options { allow_interface_change: settings.allow_interface_change };
+        let coupled = Coupled::of(graph, facts, &options);
+        let stays: Vec<Option<String>> =
+            coupled.groups().iter().map(|g| why_it_stays(graph, &constants, g, settings)).collect();
+        let bounds = Bounds::of(&coupled, &constants);
+        let candidates: Vec<Candidate> = coupled
+            .groups()
+            .iter()
+            .filter(|g| stays[g.id].is_none())
+            .map(|g| Candidate::of(g, &constants, settings))
+            .collect();
+        if candidates.is_empty() {
+            return Err(nothing(&coupled, &stays));
+        }
+        let prunable = bounds.if_all_left(&candidates);
+        let whole = match settings.of {
+            Of::Prunable => prunable,
+            Of::Total => constants.iter().filter(|(_, t)| is_weight(t)).map(|(_, t)| t.len() as u64).sum(),
+        };
+        let target = (settings.ratio * whole as f64).round().max(1.0) as u64;
+        let most = bounds.at_most(&candidates);
+        if target > most {
+            let mut e = Error::usage("PRUNE-RATIO", "so many parameters cannot leave")
+                .field("step.ratio")
+                .found(settings.ratio)
+                .limit(format!("{:.4}", (most as f64 / whole as f64 * 1e4).floor() / 1e4));
+            e = match settings.of {
+                Of::Total => e.hint(format!(
+                    "{} of {whole} parameters are in groups that may shrink; lower ratio, min_keep or round_to",
+                    prunable
+                )),
+                Of::Prunable => e.hint("lower ratio, min_keep, min_units or round_to"),
+            };
+            return Err(e);
+        }
+        Ok(Room { coupled, stays, candidates, bounds, target, whole })
+    }
+}
+
+/// Why a group is not touched at all, if so.
+fn why_it_stays(
+    graph: &Graph,
+    constants: &Constants<'_>,
+    group: &Group,
+    settings: &Settings,
+) -> Option<String> {
+    if let Some(pin) = &group.pinned_by {
+        return Some(pin.clone());
+    }
+    let weight = group.weights().find(|p| constants.get(p.value).is_some_and(|t| !t.dtype().is_float()));
+    if let Some(p) = weight {
+        return Some(format!("weight \"{}\" is not of a float type", graph.value_name(p.value)));
+    }
+    let names = group.weights().map(|p| graph.value_name(p.value).to_string());
+    let mut names: Vec<String> = names.chain(readers(graph, group)).collect();
+    names.dedup();
+    for pattern in &settings.exclude {
+        if let Some(name) = names.iter().find(|n| matches(pattern, n)) {
+            return Some(format!("\"{name}\" is excluded by \"{pattern}\""));
+        }
+    }
+    let floor = select::floor(group.units, settings);
+    (floor >= group.units).then(|| format!("{} units are the fewest to keep", group.units))
+}
+
+/// Names of the nodes that read weights of a group, in execution order.
+fn readers(graph: &Graph, group: &Group) -> Vec<String> {
+    let weights: std::collections::BTreeSet<_> = group.weights().map(|p| p.value).collect();
+    (0..graph.nodes().len())
+        .filter(|i| graph.node(*i).inputs.iter().flatten().any(|v| weights.contains(v)))
+        .map(|i| graph.label(i))
+        .collect()
+}
+
+fn nothing(coupled: &Coupled, stays: &[Option<String>]) -> Error {
+    let mut reasons: Vec<&str> = stays.iter().flatten().map(String::as_str).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    let shown = reasons.iter().take(5).copied().collect::<Vec<_>>().join("; ");
+    let more = reasons.len().saturating_sub(5);
+    let e = Error::unsupported("PRUNE-NOTHING", "no channels, neurons or heads can leave this model");
+    match (coupled.groups().is_empty(), more) {
+        (true, _) => e.found("no weights whose axes are coupled"),
+        (_, 0) => e.found(shown),
+        (_, n) => e.found(format!("{shown}; {n} more reasons")),
+    }
+    .hint("`tinsmith inspect` lists the coupling groups and what pins them")
+}
+
+/// Decides which units leave: those of the lowest scores, until `ratio` is met as nearly as whole
+/// rounding units allow.
+///
+/// # Errors
+/// `Usage` for settings out of range or a ratio that cannot be met, `Unsupported` where nothing can
+/// leave or the graph is quantised, `Invalid` for weights that are not finite.
+pub fn decide(graph: &Graph, settings: &Settings, monitor: &dyn Monitor) -> Result<Decision> {
+    settings.check()?;
+    refuse_quantized(graph)?;
+    let facts = graph.infer(&|_| None)?;
+    let room = Room::of(graph, &facts, settings)?;
+    let groups = room.coupled.groups();
+    let scores = importance::scores(graph, &room.coupled, &room.stays, settings.criterion, monitor)?;
+    let (leaves, removed) = select::select(&room, &scores, settings.scope);
+    let mut stays = room.stays;
+    for group in groups {
+        if stays[group.id].is_none() && !group.numbers().any(|u| leaves[u]) {
+            stays[group.id] = Some("its units score higher than those that leave".into());
+        }
+    }
+    Ok(Decision {
+        leaves,
+        scores,
+        stays,
+        prunable_parameters: room.whole,
+        removed_parameters: removed,
+        coupled: room.coupled,
+    })
+}
+
+fn refuse_quantized(graph: &Graph) -> Result<()> {
+    let Some(i) = quantized_node(graph) else { return Ok(()) };
+    Err(Error::unsupported("PRUNE-QUANTIZED", "a quantised model is not pruned")
+        .node(graph.label(i))
+        .found(graph.node(i).operator_name())
+        .hint("prune the float model, then quantise the result"))
+}
+
+/// Smallest, middle and largest.
+fn spread(mut v: Vec<f64>) -> String {
+    v.sort_by(f64::total_cmp);
+    match v.as_slice() {
+        [] => "-".into(),
+        v => format!("{:.3}/{:.3}/{:.3}", v[0], v[v.len() / 2], v[v.len() - 1]),
+    }
+}
+
+fn tell(graph: &Graph, decision: &Decision, report: &mut PassReport) {
+    for group in decision.coupled.groups() {
+        let nodes = readers(graph, group);
+        let mut named = nodes.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
+        if nodes.len() > 4 {
+            named.push_str(&format!(" and {} more", nodes.len() - 4));
+        }
+        let target = format!("group {}", group.id);
+        if let Some(why) = &decision.stays[group.id] {
+            report.skip("prune", target, format!("{why} ({} units; {named})", group.units));
+            continue;
+        }
+        let scores = decision.scores[group.id].as_deref().unwrap_or_default();
+        let of = |leaves: bool| {
+            let chosen = group.numbers().zip(scores).filter(|(u, _)| decision.leaves[*u] == leaves);
+            spread(chosen.map(|(_, s)| *s).collect())
+        };
+        let mut detail = format!(
+            "{} -> {} units; {named}; score min/median/max kept {}, removed {}",
+            group.units,
+            decision.kept(group),
+            of(false),
+            of(true)
+        );
+        if let Some(i) = group.statistics.first() {
+            let name = graph.label(*i);
+            detail.push_str(&format!("; \"{name}\" now takes its statistics over fewer of them"));
+        }
+        report.apply("prune", target, detail);
+    }
+}
+
+fn facts_of(report: &mut PassReport, before: &Summary, after: &Summary, decision: &Decision) {
+    let mut set = |key: &str, value: f64| report.facts.insert(key.into(), value);
+    set("parameters_before", before.parameters as f64);
+    set("parameters_after", after.parameters as f64);
+    set("macs_before", before.macs as f64);
+    set("macs_after", after.macs as f64);
+    set("weight_bytes_before", before.weight_bytes as f64);
+    set("weight_bytes_after", after.weight_bytes as f64);
+    set("prunable_parameters", decision.prunable_parameters as f64);
+    set("removed_parameters", decision.removed_parameters as f64);
+    set("ratio", decision.removed_parameters as f64 / decision.prunable_parameters.max(1) as f64);
+    set("units_removed", decision.leaves.iter().filter(|l| **l).count() as f64);
+}
+
+impl Pass for Prune {
+    fn name(&self) -> &'static str {
+        "prune"
+    }
+
+    fn check(&self, graph: &Graph, _: &Ctx<'_>) -> Result<()> {
+        refuse_quantized(graph)?;
+        Room::of(graph, &graph.infer(&|_| None)?, &self.settings).map(|_| ())
+    }
+
+    fn estimate(&self, graph: &Graph) -> Estimate {
+        let bytes: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
+        let largest = graph.initializers().map(|(_, t)| t.byte_len()).max().unwrap_or(0);
+        Estimate {
+            seconds: 0.1 + bytes as f64 / 4e8,
+            memory: Bytes(2 * largest),
+            disk: Bytes((bytes as f64 * (1.0 - self.settings.ratio)) as u64),
+        }
+    }
+
+    fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {
+        let decision = decide(graph, &self.settings, ctx.monitor)?;
+        ctx.monitor.check()?;
+        let pruned = slice(graph, &decision)?;
+        let mut report = PassReport::new("prune");
+        tell(graph, &decision, &mut report);
+        let options = analysis::Options::default();
+        let (before, after) =
+            (analysis::summarize(graph, &options)?, analysis::summarize(&pruned, &options)?);
+        facts_of(&mut report, &before, &after, &decision);
+        Ok((pruned, report))
+    }
+}

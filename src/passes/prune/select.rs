@@ -1,0 +1,218 @@
+//! Which units leave: scores and bounds enter, a choice leaves. Parameters are counted exactly, also
+//! where two groups cut one weight along two axes.
+
+use super::{Room, Scope, Settings};
+use crate::graph::ValueId;
+use crate::graph::constants::{Constants, is_weight};
+use crate::graph::coupling::{Coupled, Group};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Fewest units that a group keeps.
+pub(super) fn floor(units: usize, settings: &Settings) -> usize {
+    let part = (settings.min_keep * units as f64).ceil() as usize;
+    part.max(settings.min_units).max(1).min(units)
+}
+
+/// A group of which units may leave.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    pub(super) group: usize,
+    units: usize,
+    first: usize,
+    /// Fewest units to keep.
+    floor: usize,
+    /// Kept counts are multiples of this.
+    step: usize,
+}
+
+impl Candidate {
+    /// The step is the smallest number of units whose indices are a multiple of `round_to` on every
+    /// axis of the group's matrices, or the largest power-of-two part of it that a small group allows.
+    pub(super) fn of(group: &Group, constants: &Constants<'_>, settings: &Settings) -> Candidate {
+        let matrix = |v: ValueId| constants.get(v).is_some_and(|t| t.shape().len() >= 2);
+        let axes = group.weights().filter(|p| matrix(p.value));
+        let step = |per_unit: usize| settings.round_to / gcd(settings.round_to, per_unit.max(1));
+        let mut step = axes.map(|p| step(p.per_unit)).max().unwrap_or(settings.round_to).max(1);
+        while step > 1 && group.units < 2 * step {
+            step = step.div_ceil(2);
+        }
+        let floor = floor(group.units, settings);
+        Candidate { group: group.id, units: group.units, first: group.first, floor, step }
+    }
+
+    /// The next smaller count, if one is allowed.
+    fn below(&self, kept: usize) -> Option<usize> {
+        let next = (kept - 1) / self.step * self.step;
+        (next >= self.floor).then_some(next)
+    }
+
+    fn smallest(&self) -> usize {
+        let mut kept = self.units;
+        while let Some(next) = self.below(kept) {
+            kept = next;
+        }
+        kept
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Sizes of the weights, and which groups shorten which axes.
+#[derive(Debug, Clone)]
+pub(super) struct Bounds {
+    /// Current size of every axis of every weight that a group touches.
+    shapes: Vec<Vec<u64>>,
+    /// By group: (weight, axis, indices a unit).
+    cuts: Vec<Vec<(usize, usize, u64)>>,
+}
+
+impl Bounds {
+    pub(super) fn of(coupled: &Coupled, constants: &Constants<'_>) -> Bounds {
+        let mut number: BTreeMap<ValueId, usize> = BTreeMap::new();
+        let mut bounds = Bounds { shapes: vec![], cuts: vec![vec![]; coupled.groups().len()] };
+        for group in coupled.groups() {
+            for p in group.weights() {
+                let Some(tensor) = constants.get(p.value).filter(|t| is_weight(t)) else { continue };
+                let at = *number.entry(p.value).or_insert_with(|| {
+                    bounds.shapes.push(tensor.shape().iter().map(|n| *n as u64).collect());
+                    bounds.shapes.len() - 1
+                });
+                bounds.cuts[group.id].push((at, p.axis, p.per_unit as u64));
+            }
+        }
+        bounds
+    }
+
+    /// Takes `units` units of a group away and returns the parameters that leave with them.
+    fn take(&mut self, group: usize, units: usize) -> u64 {
+        let gain = self.gain(group, units);
+        for (w, axis, per_unit) in &self.cuts[group] {
+            let size = &mut self.shapes[*w][*axis];
+            *size = size.saturating_sub(per_unit * units as u64);
+        }
+        gain
+    }
+
+    /// What [`Bounds::take`] would return.
+    fn gain(&self, group: usize, units: usize) -> u64 {
+        let mut after: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+        for (w, axis, per_unit) in &self.cuts[group] {
+            let shape = after.entry(*w).or_insert_with(|| self.shapes[*w].clone());
+            shape[*axis] = shape[*axis].saturating_sub(per_unit * units as u64);
+        }
+        let left = |shape: &Vec<u64>| shape.iter().product::<u64>();
+        after.iter().map(|(w, shape)| left(&self.shapes[*w]) - left(shape)).sum()
+    }
+
+    /// Parameters that leave when all units of the candidates do.
+    pub(super) fn if_all_left(&self, candidates: &[Candidate]) -> u64 {
+        let mut rest = self.clone();
+        candidates.iter().map(|c| rest.take(c.group, c.units)).sum()
+    }
+
+    /// Parameters that leave when every candidate keeps as few units as it may.
+    pub(super) fn at_most(&self, candidates: &[Candidate]) -> u64 {
+        let mut rest = self.clone();
+        candidates.iter().map(|c| rest.take(c.group, c.units - c.smallest())).sum()
+    }
+}
+
+/// A number that orders like a score; scores are finite and not negative.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Key(f64);
+impl Eq for Key {}
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Key) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Key {
+    fn cmp(&self, other: &Key) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// A candidate on its way down.
+struct Walk<'a> {
+    candidate: &'a Candidate,
+    /// Units from the least important on.
+    order: Vec<usize>,
+    /// Scores in that order, over the group's mean.
+    scores: Vec<f64>,
+    kept: usize,
+    key: f64,
+}
+
+impl Walk<'_> {
+    fn of<'a>(candidate: &'a Candidate, scores: &[f64]) -> Walk<'a> {
+        let mut order: Vec<usize> = (0..candidate.units).collect();
+        order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
+        let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+        let relative = |u: &usize| if mean > 0.0 { scores[*u] / mean } else { 0.0 };
+        let scores = order.iter().map(relative).collect();
+        Walk { candidate, order, scores, kept: candidate.units, key: 0.0 }
+    }
+
+    /// Rank of the next step down: the mean score of the units that it takes (never below that of an
+    /// earlier step), or the part of the group that is gone after it.
+    fn next(&mut self, scope: Scope) -> Option<f64> {
+        let next = self.candidate.below(self.kept)?;
+        let gone = self.candidate.units - self.kept..self.candidate.units - next;
+        let key = match scope {
+            Scope::Global => self.scores[gone.clone()].iter().sum::<f64>() / gone.len() as f64,
+            Scope::Layer => gone.end as f64 / self.candidate.units as f64,
+        };
+        self.key = self.key.max(key);
+        Some(self.key)
+    }
+}
+
+/// By unit number whether it leaves, and the parameters that do.
+pub(super) fn select(room: &Room, scores: &[Option<Vec<f64>>], scope: Scope) -> (Vec<bool>, u64) {
+    let mut bounds = room.bounds.clone();
+    let mut walks: Vec<Walk<'_>> =
+        room.candidates.iter().map(|c| Walk::of(c, scores[c.group].as_deref().unwrap_or_default())).collect();
+    let mut queue: BTreeSet<(Key, usize)> = BTreeSet::new();
+    for (i, walk) in walks.iter_mut().enumerate() {
+        queue.extend(walk.next(scope).map(|key| (Key(key), i)));
+    }
+    let mut removed = 0;
+    let mut too_large: BTreeSet<(u64, Reverse<usize>)> = BTreeSet::new();
+    while let Some((_, i)) = queue.pop_first() {
+        let walk = &mut walks[i];
+        let Some(next) = walk.candidate.below(walk.kept) else { continue };
+        let gain = bounds.gain(walk.candidate.group, walk.kept - next);
+        let missing = room.target.saturating_sub(removed);
+        if gain > missing && gain - missing > missing {
+            // Further from the target with it than without: other groups have smaller steps.
+            too_large.insert((gain, Reverse(i)));
+            continue;
+        }
+        bounds.take(walk.candidate.group, walk.kept - next);
+        walk.kept = next;
+        removed += gain;
+        if removed >= room.target {
+            break;
+        }
+        queue.extend(walk.next(scope).map(|key| (Key(key), i)));
+    }
+    if removed == 0
+        && let Some((_, Reverse(i))) = too_large.first()
+    {
+        let walk = &mut walks[*i];
+        if let Some(next) = walk.candidate.below(walk.kept) {
+            removed = bounds.take(walk.candidate.group, walk.kept - next);
+            walk.kept = next;
+        }
+    }
+    let mut leaves = vec![false; room.coupled.units()];
+    for walk in &walks {
+        for u in &walk.order[..walk.candidate.units - walk.kept] {
+            leaves[walk.candidate.first + u] = true;
+        }
+    }
+    (leaves, removed)
+}
