@@ -68,8 +68,6 @@ pub(super) struct Quantize {
     after_help = "Example:\n  tinsmith prune cnn.onnx --ratio 0.2 -o cnn-20.onnx --measure --data digits:test\n  tinsmith prune cnn.onnx --ratio 0.3 --of total --exclude 'head*' -o cnn-30.onnx"
 )]
 pub(super) struct Prune {
-    #[command(flatten)]
-    common: Common,
     /// Part of the parameters to remove, above 0 and below 1
     #[arg(long, value_name = "PART")]
     ratio: f64,
@@ -97,6 +95,8 @@ pub(super) struct Prune {
     /// Let axes of the model's inputs and outputs shrink
     #[arg(long)]
     allow_interface_change: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
 pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> {
