@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tinsmith::config::Paths;
 use tinsmith::formats;
+use tinsmith::jobs::lock::{self, Activity};
 use tinsmith::jobs::request::{Sampling, Subject};
 use tinsmith::jobs::{self, Event, JobHandle, JobId, Request, Status};
 use tinsmith::plan::{Recipe, Step};
@@ -474,6 +475,30 @@ fn a_measurement_waits_for_the_jobs_that_make_its_models() {
     }
     let missing = rows.iter().find(|r| r.variant == "b").unwrap();
     assert!(missing.failures.iter().any(|f| f.contains("b.onnx")), "{:?}", missing.failures);
+}
+
+#[test]
+fn a_measurement_waits_until_nothing_computes() {
+    let home = Home::new();
+    let computing = lock::activity(&home.paths, Activity::Computing, || Ok(()), || ()).unwrap();
+    let job = home.submit(&Request::Measure {
+        name: "net".into(),
+        models: vec![Subject::new("net", home.at("net.onnx").to_str().unwrap())],
+        threads: vec![],
+        data: None,
+        sampling: Sampling { seconds: Some(0.1), rounds: Some(1), ..Sampling::default() },
+        after: vec![],
+    });
+    let mut worker = home.worker(&job);
+    let mut worker = worker.env("TINSMITH_ORT_DYLIB", cache::library().path).spawn().unwrap();
+    until("the wait", || {
+        job.state().log.iter().any(|l| l.message.contains("other jobs have stopped computing"))
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(job.state().measurements.is_empty() && job.state().phase.name != "measure");
+    drop(computing);
+    assert_eq!(worker.wait().unwrap().code(), Some(0), "{:?}", job.status());
+    assert_eq!(job.state().measurements.len(), 1);
 }
 
 #[test]

@@ -75,6 +75,9 @@ pub(super) fn interleaved(ctx: &Context<'_>, library: &Library, what: &Interleav
     }
     let one = [1];
     for &threads in if what.threads.is_empty() { &one } else { what.threads } {
+        if what.threads.len() > 1 {
+            ctx.monitor.log(Level::Info, &format!("measuring with {threads} threads"));
+        }
         let options = MeasureOptions {
             threads,
             seconds: what.sampling.seconds.unwrap_or(defaults.seconds),
