@@ -510,7 +510,8 @@ fn a_measurement_stops_within_two_seconds_and_can_go_on() {
         models: vec![model],
         threads: vec![],
         data: None,
-        sampling: Sampling { seconds: Some(600.0), ..Sampling::default() },
+        // As many samples as it takes to be stopped among them.
+        sampling: Sampling { seconds: Some(3600.0), rounds: Some(10_000), ..Sampling::default() },
         after: vec![],
     });
     let mut worker = home.worker(&job);
