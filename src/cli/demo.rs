@@ -163,10 +163,6 @@ fn headless(context: &Context, runs: &[JobHandle], measure: &JobHandle) -> anyho
     if last.status == Status::Finished {
         let comparison = compare::compare(&last.measurements, None, &Goal::default(), DEFAULT_MARGIN)?;
         context.show(&comparison)?;
-        for row in comparison.rows.iter().filter(|r| !r.measurement.failures.is_empty()) {
-            let m = &row.measurement;
-            context.note(&format!("{}: {}", m.variant, m.failures.join("; ")));
-        }
     }
     runs.iter().zip(made).try_for_each(judged)?;
     judged((measure, last))?;

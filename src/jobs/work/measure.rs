@@ -64,6 +64,8 @@ pub(super) fn interleaved(ctx: &Context<'_>, library: &Library, what: &Interleav
                 summaries.push(summary);
             }
             Err(e) if index == 0 && e.kind() == Kind::Invalid => return Err(e),
+            // A file that is missing is told of by the measurement itself.
+            Err(_) if !path.exists() => {}
             Err(e) => ctx.monitor.log(Level::Warning, &format!("{}: {e}", model.name)),
         }
         variants.push(spec);
