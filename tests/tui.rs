@@ -4,6 +4,14 @@
 mod fixtures;
 #[path = "tui/flows.rs"]
 mod flows;
+#[path = "tui/picture.rs"]
+mod picture;
+#[path = "tui/desk.rs"]
+mod desk;
+#[path = "tui/pty.rs"]
+mod pty;
+#[path = "tui/screens.rs"]
+mod screens;
 
 use tinsmith::tui::keys_markdown;
 

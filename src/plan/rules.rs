@@ -109,7 +109,8 @@ pub(super) const RECIPES: &[&[&dyn Rule]] = &[
 ];
 
 fn percent(part: f64) -> String {
-    format!("{:.0} %", 100.0 * part)
+    // An empty sum is minus zero.
+    format!("{:.0} %", 100.0 * part + 0.0)
 }
 
 fn is_conv(layer: &Layer) -> bool {

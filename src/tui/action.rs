@@ -88,7 +88,7 @@ actions! {
     PageUp "page-up" ["PgUp", "Ctrl-u"] All 0 "page up" "Move up by a page." always;
     PageDown "page-down" ["PgDn", "Ctrl-d"] All 0 "page down" "Move down by a page." always;
     Open "open" ["Enter"] All 1 "open" "Open or drill into the selected row." App::can_open;
-    Back "back" ["Esc"] All 0 "back" "One step back: dialog, filter, marks, pane. Never quits." always;
+    Back "back" ["Esc"] All 1 "back" "One step back: dialog, filter, marks, pane. Never quits." always;
     Filter "filter" ["/"] All 50 "filter" "Show only the rows that contain a text." App::can_filter;
     NextMatch "next-match" ["n"] All 0 "next match" "Go to the next row that matches the filter." App::is_filtered;
     PreviousMatch "previous-match" ["N"] All 0 "previous match" "Go to the previous row that matches the filter." App::is_filtered;

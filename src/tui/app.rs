@@ -393,10 +393,22 @@ impl App {
         }
     }
 
-    /// The focused pane.
+    /// The focused pane; the main one while the tab has nothing to show.
     pub fn pane(&self) -> Pane {
         let panes = Pane::of(self.tab);
-        panes[self.focus[self.tab as usize].min(panes.len() - 1)]
+        let focus = if self.has_content() { self.focus[self.tab as usize] } else { 0 };
+        panes[focus.min(panes.len() - 1)]
+    }
+
+    /// Whether the tab in front has more to show than how to begin.
+    pub fn has_content(&self) -> bool {
+        match self.tab {
+            Tab::Model => self.has_model(),
+            Tab::Plan => self.plan.ranked.is_some(),
+            Tab::Runs => !self.runs.jobs.is_empty(),
+            Tab::Compare => self.has_comparison(),
+            Tab::Log => true,
+        }
     }
 
     /// Shows a short message and keeps it in the log.
@@ -417,7 +429,7 @@ impl App {
     }
 
     pub(super) fn has_several_panes(&self) -> bool {
-        Pane::of(self.tab).len() > 1
+        Pane::of(self.tab).len() > 1 && self.has_content()
     }
     pub(super) fn has_model(&self) -> bool {
         self.model.opened.is_some()
@@ -457,13 +469,20 @@ impl App {
         self.tab == Tab::Runs && self.runs.selected().is_some()
     }
     pub(super) fn can_open(&self) -> bool {
-        match self.tab {
-            Tab::Model => true,
-            Tab::Plan => !self.plan.proposals().is_empty(),
-            Tab::Runs => self.runs.selected().is_some(),
-            Tab::Compare => self.has_comparison(),
-            Tab::Log => false,
+        match self.pane() {
+            Pane::Tree => true,
+            Pane::Proposals => !self.plan.proposals().is_empty(),
+            Pane::Jobs | Pane::Charts | Pane::RunFacts => self.runs.selected().is_some(),
+            Pane::Table | Pane::Scatter => self.has_comparison(),
+            Pane::Layer | Pane::Facts | Pane::Why | Pane::Tail | Pane::Variant | Pane::Lines => false,
         }
+    }
+    /// Whether [`super::action::Action::Back`] would do something.
+    pub(super) fn can_go_back(&self) -> bool {
+        self.zoomed
+            || self.is_filtered()
+            || self.pane() != Pane::of(self.tab)[0]
+            || (self.tab == Tab::Runs && (self.runs.cursor.is_some() || !self.runs.marks.is_empty()))
     }
     pub(super) fn can_copy(&self) -> bool {
         self.copy_text().is_some()

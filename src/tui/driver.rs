@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::units::Bytes;
 use crossterm::event::{Event, KeyEventKind};
 use crossterm::queue;
-use crossterm::terminal::{BeginSynchronizedUpdate, EndSynchronizedUpdate};
+use crossterm::terminal::{BeginSynchronizedUpdate, Clear, ClearType, EndSynchronizedUpdate};
 use ratatui::backend::CrosstermBackend;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use std::io::{BufWriter, Stdout, Write};
@@ -81,6 +81,8 @@ fn drive(app: &mut App, backend: &Arc<dyn Backend>, model: Option<PathBuf>) -> R
     }
     // Nothing is read before the first frame stands.
     draw(app, &mut screen).map_err(broken)?;
+    #[cfg(debug_assertions)]
+    fault("draw");
 
     let (sender, receiver) = sync_channel(QUEUE);
     spawn_input(sender.clone());
@@ -122,7 +124,7 @@ fn drive(app: &mut App, backend: &Arc<dyn Backend>, model: Option<PathBuf>) -> R
                 Incoming::Msg(message) => message,
                 Incoming::Continued => {
                     terminal::reenter(app.mouse);
-                    screen.clear().map_err(broken)?;
+                    wipe(&mut screen);
                     want(Duration::ZERO);
                     continue;
                 }
@@ -153,6 +155,15 @@ fn drive(app: &mut App, backend: &Arc<dyn Backend>, model: Option<PathBuf>) -> R
     }
 }
 
+/// Fails on purpose where `$TINSMITH_FAULT` names this place; for tests of what a panic leaves behind.
+#[cfg(debug_assertions)]
+#[allow(clippy::panic)]
+fn fault(place: &str) {
+    if std::env::var_os("TINSMITH_FAULT").is_some_and(|v| v == place) {
+        panic!("a fault was asked for");
+    }
+}
+
 fn receive(receiver: &Receiver<Incoming>, wake: Option<Instant>) -> Result<Incoming, RecvTimeoutError> {
     match wake {
         Some(at) => receiver.recv_timeout(at.saturating_duration_since(Instant::now())),
@@ -166,6 +177,14 @@ fn draw(app: &App, screen: &mut Screen) -> std::io::Result<()> {
     screen.draw(|frame| view::draw(app, frame.buffer_mut()))?;
     queue!(screen.backend_mut(), EndSynchronizedUpdate)?;
     Write::flush(screen.backend_mut())
+}
+
+/// Clears the terminal and forgets what stands on it, so that the next frame is drawn whole. Ratatui's
+/// own way asks the terminal for its cursor first, and the answer would go to the input thread.
+fn wipe(screen: &mut Screen) {
+    // Where the terminal takes nothing, the next frame fails too, and says so.
+    let _ = queue!(screen.backend_mut(), Clear(ClearType::All));
+    screen.swap_buffers();
 }
 
 /// Does what the state asks for; a summary ends the loop.
@@ -183,12 +202,10 @@ fn perform(
             }
             Effect::Mouse(on) => terminal::mouse(on),
             Effect::Copy(text) => terminal::copy(&text),
-            Effect::Redraw => {
-                let _ = screen.clear();
-            }
+            Effect::Redraw => wipe(screen),
             Effect::Suspend => {
                 if terminal::suspend(app.mouse) {
-                    let _ = screen.clear();
+                    wipe(screen);
                 } else {
                     app.say(crate::monitor::Level::Info, "cannot stop: no shell would bring it back");
                 }
@@ -208,7 +225,11 @@ fn spawn_worker(
 ) {
     let failed = failure_of(&effect);
     let spawned = std::thread::Builder::new().name("work".into()).spawn(move || {
-        let data = catch_unwind(AssertUnwindSafe(|| work(effect, &goal, &*backend)))
+        let data = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(debug_assertions)]
+            fault("work");
+            work(effect, &goal, &*backend)
+        }))
             .unwrap_or_else(|_| failed("this failed inside; the log has no more".into()));
         if let Some(data) = data {
             let _ = sender.send(Incoming::Msg(Msg::Data(data)));

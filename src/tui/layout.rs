@@ -106,12 +106,16 @@ fn columns(area: Rect, left: u16) -> (Rect, Rect) {
     (Rect { width: left, ..area }, Rect { x: area.x + left, width: area.width - left, ..area })
 }
 
-/// Places of a tab's panes in `area` (without header and footer). `items` is the length of the main list.
+/// Places of a tab's panes in `area` (without header and footer). `items` is the length of the main list;
+/// with none, the first pane says how to begin and has the whole area.
 pub fn places(tab: Tab, class: Class, area: Rect, focus: Pane, zoomed: bool, items: usize) -> Vec<Place> {
     let own = |pane: Pane, area: Rect| Place { pane, area, joined: false };
     let joined = |pane: Pane, area: Rect| Place { pane, area, joined: true };
     if zoomed || class <= Class::Bare || tab == Tab::Log {
         return vec![own(focus, area)];
+    }
+    if items == 0 {
+        return vec![own(Pane::of(tab)[0], area)];
     }
     let list = (items.clamp(3, 400) as u16).saturating_add(3);
     match (tab, class) {
@@ -190,7 +194,7 @@ mod tests {
             for (w, h) in [(60, 13), (80, 22), (120, 38), (200, 58), (500, 200), (119, 70)] {
                 let area = Rect::new(0, 1, w, h);
                 for focus in Pane::of(tab) {
-                    for items in [0, 5, 10_000] {
+                    for items in [1, 5, 10_000] {
                         let places = places(tab, class(w, h + 2), area, *focus, false, items);
                         assert!(places.iter().any(|p| p.pane == *focus), "{tab:?} {focus:?} {w}x{h}");
                         for place in places {
@@ -200,6 +204,15 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_tab_without_content_is_one_pane() {
+        let area = Rect::new(0, 1, 200, 58);
+        for tab in Tab::ALL {
+            let places = places(tab, Class::Large, area, Pane::of(tab)[0], false, 0);
+            assert_eq!(places.iter().map(|p| (p.pane, p.area)).collect::<Vec<_>>(), [(Pane::of(tab)[0], area)]);
         }
     }
 

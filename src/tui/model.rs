@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Groups are open at first while the tree has no more layers than this.
+/// Rows that a tree shows at first: whole levels of groups are open while they fit.
 const OPEN_AT_FIRST: usize = 60;
 
 /// An analysed model, made ready off the UI thread.
@@ -119,8 +119,7 @@ impl ModelTab {
     /// A model was analysed.
     pub fn set(&mut self, path: PathBuf, opened: Arc<Opened>) {
         let same = self.path.as_ref() == Some(&path);
-        let few = opened.summary.layers.len() <= OPEN_AT_FIRST;
-        self.open = vec![few; opened.tree.nodes.len()];
+        self.open = opened.tree.open_within(OPEN_AT_FIRST);
         self.opened = Some(opened);
         self.path = Some(path);
         self.loading = None;

@@ -71,14 +71,14 @@ pub struct Confirm {
 
 /// Fields of the goal form.
 pub const FIELDS: [(&str, &str); 8] = [
-    ("Device", "profile to plan for; Left and Right change it"),
+    ("Device", "Left and Right change it"),
     ("Latency", "at most, ms for one inference"),
     ("File size", "at most, MB"),
     ("Peak memory", "at most, MB"),
     ("Quality drop", "at most, % relative to the original"),
-    ("Evaluation", "data that quality is measured on, such as digits:test"),
+    ("Evaluation", "data that judges quality, such as digits:test"),
     ("Calibration", "data for static int8, such as digits:train#0..256"),
-    ("Training", "data for recovery after cuts, such as csv:train.csv?label=last"),
+    ("Training", "data for repair after cuts, such as csv:a.csv?label=last"),
 ];
 
 /// The goal form.

@@ -17,9 +17,14 @@ pub struct Span {
     pub role: Role,
 }
 
+/// Longest text that a row can show, in bytes; the rest is never looked at.
+const LONGEST: usize = 8192;
+
 /// Shorthand for a [`Span`].
 pub fn span(text: impl Into<String>, role: Role) -> Span {
-    Span { text: text.into(), role }
+    let mut text = text.into();
+    text.truncate(text.floor_char_boundary(LONGEST));
+    Span { text, role }
 }
 
 /// Columns of a row of spans once painted.

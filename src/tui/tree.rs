@@ -7,6 +7,8 @@ use std::collections::HashMap;
 
 /// Deepest nesting; the rest of a longer path stays one name.
 const DEPTH: usize = 24;
+/// Part of a layer's name that its place in the tree is made from, in bytes.
+const NAME: usize = 4096;
 
 /// A group of layers, or one layer.
 #[derive(Debug, Clone, Default)]
@@ -183,6 +185,23 @@ impl Tree {
         rows
     }
 
+    /// Which groups to open so that whole levels are shown while there are at most `rows` rows.
+    pub fn open_within(&self, rows: usize) -> Vec<bool> {
+        let mut open = vec![false; self.nodes.len()];
+        let mut level: Vec<usize> = self.nodes.first().map(|n| n.children.clone()).unwrap_or_default();
+        let mut shown = level.len();
+        loop {
+            let groups: Vec<usize> = level.into_iter().filter(|n| self.is_group(*n)).collect();
+            let next: Vec<usize> = groups.iter().flat_map(|n| self.nodes[*n].children.clone()).collect();
+            shown += next.len();
+            if next.is_empty() || shown > rows {
+                return open;
+            }
+            groups.iter().for_each(|n| open[*n] = true);
+            level = next;
+        }
+    }
+
     fn compare(&self, a: usize, b: usize, order: Order) -> Ordering {
         let (x, y) = (&self.nodes[a], &self.nodes[b]);
         match order {
@@ -233,6 +252,7 @@ fn fill(node: &mut Node, index: usize, layer: &Layer) {
 
 /// Parts of a layer name: split at `/` and `.`, a number stays with the word before it.
 fn segments(name: &str) -> Vec<String> {
+    let name = &name[..name.floor_char_boundary(NAME)];
     let mut parts: Vec<String> = Vec::new();
     for part in name.split(['/', '.']).filter(|p| !p.is_empty()) {
         let number = part.bytes().all(|b| b.is_ascii_digit());

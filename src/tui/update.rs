@@ -12,6 +12,7 @@ use super::overlay::{Confirm, GoalForm, OpenModel, Outcome, Overlay};
 use super::plan::{command, file_stem, quoted};
 use crate::jobs::Status;
 use crate::monitor::Level;
+use crate::plan::Recommendation;
 use crossterm::event::{KeyEvent, KeyEventKind, MouseButton, MouseEvent, MouseEventKind};
 use std::path::PathBuf;
 use tui_input::Input;
@@ -510,6 +511,12 @@ fn confirm_run(app: &mut App) {
     if proposal.cost_seconds > 0.0 {
         lines.push(format!("about {}", crate::units::Span(proposal.cost_seconds)));
     }
+    if recipe.measure {
+        lines.push(match &recipe.data.eval {
+            Some(data) => format!("Speed, memory and quality on {data} are measured at the end."),
+            None => "Speed and memory are measured at the end; quality needs evaluation data.".into(),
+        });
+    }
     lines.push("The job goes on when the workbench is closed.".into());
     app.overlay = Some(Overlay::Confirm(Box::new(Confirm {
         title: "Run".into(),
@@ -645,6 +652,12 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
     match data {
         Data::Analysed { generation, path, result } if generation == app.model.generation => match result {
             Ok(opened) => {
+                let layers = opened.summary.layers.len();
+                let line = format!("opened {} with {layers} layers", path.display());
+                app.log.note(app.wall_ms, Level::Info, line);
+                for warning in opened.summary.warnings.iter().take(20) {
+                    app.log.note(app.wall_ms, Level::Warning, format!("{}: {warning}", opened.summary.name));
+                }
                 app.model.set(path, opened);
                 app.plan.clear();
                 recommend(app, out);
@@ -658,7 +671,13 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         },
         Data::Devices(devices) => app.plan.devices = devices,
         Data::Proposed { generation, result } if generation == app.plan.generation => match result {
-            Ok(ranked) => app.plan.set(*ranked),
+            Ok(ranked) => {
+                let Recommendation { proposals, refused, .. } = &ranked.recommendation;
+                let (n, no) = (proposals.len(), refused.len());
+                let line = format!("ranked {n} recipes for {}; refused {no}", ranked.device.name);
+                app.log.note(app.wall_ms, Level::Info, line);
+                app.plan.set(*ranked);
+            }
             Err(failure) => {
                 app.plan.loading = false;
                 app.plan.clear();

@@ -11,7 +11,7 @@ mod plan;
 mod runs;
 mod table;
 
-use super::action::{Action, TABLE};
+use super::action::{Action, Spec, TABLE};
 use super::app::{App, Hit, Tab};
 use super::layout::{self, Class, Pane, Place};
 use super::overlay::Overlay;
@@ -45,15 +45,19 @@ pub fn draw(app: &App, buffer: &mut Buffer) {
     }
 }
 
-/// Lines that the main list of a tab needs.
+/// Lines that the main list of a tab needs; none where there is nothing to list.
 fn items(app: &App) -> usize {
-    match app.tab {
+    if !app.has_content() {
+        return 0;
+    }
+    let lines = match app.tab {
         Tab::Model => app.model.len(),
         Tab::Plan => app.plan.rows.len() + 1,
         Tab::Runs => app.runs.lines().0.len(),
         Tab::Compare => app.compare.rows.len() + 1,
         Tab::Log => app.log.len(),
-    }
+    };
+    lines.max(1)
 }
 
 fn card(pen: &mut Pen<'_>) {
@@ -163,7 +167,7 @@ fn footer(app: &App, pen: &mut Pen<'_>) {
     let mut x = 1;
     if app.overlay.is_none() {
         let mut actions: Vec<_> =
-            TABLE.iter().filter(|s| s.rank > 0 && s.context.covers(app.tab) && (s.enabled)(app)).collect();
+            TABLE.iter().filter(|s| s.rank > 0 && s.context.covers(app.tab) && offered(app, s)).collect();
         actions.sort_by_key(|s| s.rank);
         for spec in actions {
             let hint = [
@@ -191,6 +195,16 @@ fn footer(app: &App, pen: &mut Pen<'_>) {
             x += 2;
         }
     }
+}
+
+/// Whether the footer offers an action: it would do something, and no other key that is shown does it.
+fn offered(app: &App, spec: &Spec) -> bool {
+    (spec.enabled)(app)
+        && match spec.action {
+            Action::Back => app.can_go_back(),
+            Action::Open => app.has_content(),
+            _ => true,
+        }
 }
 
 /// The footer's word for an action as things stand.

@@ -207,7 +207,8 @@ pub(super) fn draw(pen: &mut Pen<'_>, chart: &Chart<'_>, x_unit: &str) {
         return;
     }
     let pad = if high > low { (high - low) * 0.04 } else { high.abs().max(1e-9) * 0.1 };
-    let (low, high) = (low - pad, high + pad);
+    // What cannot be negative gets no negative axis.
+    let (low, high) = (if low >= 0.0 { (low - pad).max(0.0) } else { low - pad }, high + pad);
     let tall = raster.height() - 1;
     let place = |v: f64| -> usize {
         let part = ((v - low) / (high - low)).clamp(0.0, 1.0);

@@ -349,6 +349,9 @@ pub(super) fn variant(app: &App, pen: &mut Pen<'_>) {
     for failure in &m.failures {
         doc.item("!", Role::Bad, failure);
     }
+    if let Some(table) = &app.compare.comparison {
+        disagreements(&table.rows[table.baseline], row, &mut doc);
+    }
     doc.heading("Conditions");
     let c = &m.conditions;
     doc.pair("runtime", &format!("{}, {} threads", c.runtime, c.threads), Role::Text);
@@ -362,6 +365,32 @@ pub(super) fn variant(app: &App, pen: &mut Pen<'_>) {
     doc.pair("path", &m.path, Role::Dim);
     doc.pair("sha256", &m.model_sha256, Role::Dim);
     doc.draw(pen, &app.compare.details);
+}
+
+/// Items that only one of a variant and the baseline gets right, by their place in the data.
+fn disagreements(baseline: &Row, row: &Row, doc: &mut Doc) {
+    let (Some(a), Some(b)) = (&baseline.measurement.quality, &row.measurement.quality) else { return };
+    let paired = a.data_hash == b.data_hash && a.correct.len() == b.correct.len();
+    if !paired || a.correct.is_empty() || std::ptr::eq(baseline, row) {
+        return;
+    }
+    let only = |x: &[bool], y: &[bool]| -> Vec<usize> {
+        (0..x.len()).filter(|i| x[*i] && !y[*i]).collect()
+    };
+    doc.heading("Item by item");
+    for (label, items) in
+        [("newly wrong", only(&a.correct, &b.correct)), ("newly right", only(&b.correct, &a.correct))]
+    {
+        let mut text = format!("{} of {}", items.len(), a.correct.len());
+        if !items.is_empty() {
+            let named: Vec<String> = items.iter().take(40).map(|i| format!("#{i}")).collect();
+            text += &format!(": {}", named.join(" "));
+            if items.len() > named.len() {
+                text += " …";
+            }
+        }
+        doc.pair(label, &text, Role::Text);
+    }
 }
 
 /// Whether this is the first delta that the row has.

@@ -70,7 +70,7 @@ pub(super) fn field(
 fn actions(app: &App, dialog: &Actions, pen: &mut Pen<'_>) {
     let rows = dialog.rows(app.tab);
     let width = pen.width().saturating_sub(4).min(if dialog.help { 104 } else { 84 });
-    let height = (rows.len() + 5).clamp(8, pen.height().saturating_sub(2).max(8));
+    let height = (rows.len() + 8).clamp(8, pen.height().saturating_sub(2).max(8));
     let title =
         if dialog.help { format!("Keys on {}", app.tab.title()) } else { "Command palette".to_string() };
     let inner = boxed(pen, width, height, &title);
@@ -82,7 +82,15 @@ fn actions(app: &App, dialog: &Actions, pen: &mut Pen<'_>) {
         pen.text(0, 2, "No action matches. Backspace widens the search.", Role::Dim);
         return;
     }
-    let window = dialog.list.window(rows.len(), pen.height().saturating_sub(2));
+    // The sentence of the selected action in full, where the list may have to cut it.
+    let sentence = rows.get(dialog.list.selected).map_or(vec![], |s| wrap(s.help, pen.width()));
+    let narrow = pen.width() < 100;
+    let reserved = if narrow { 3 } else { 0 };
+    for (i, line) in sentence.iter().take(2).enumerate().filter(|_| narrow) {
+        let y = pen.height().saturating_sub(2) + i;
+        pen.text(0, y, line, Role::Text);
+    }
+    let window = dialog.list.window(rows.len(), pen.height().saturating_sub(2 + reserved));
     for (y, at) in window.enumerate() {
         let y = y + 2;
         let spec = rows[at];

@@ -67,16 +67,20 @@ pub(super) fn tree_title(app: &App) -> Titles {
     } else if let Some(o) = &app.model.opened {
         let s = &o.summary;
         note.push(span(
-            format!("{} params · {} MACs · {}", Count(s.parameters), macs(s), Bytes(s.file_bytes)),
+            format!("{} params · {} · {}", Count(s.parameters), macs(s), Bytes(s.file_bytes)),
             Role::Dim,
         ));
     }
     (title, note)
 }
 
-/// Total MACs; a lower bound is marked.
+/// Total MACs in words; a lower bound is marked.
 fn macs(s: &Summary) -> String {
-    if s.macs_unknown > 0 { format!("≥{}", Count(s.macs)) } else { Count(s.macs).to_string() }
+    match (s.macs, s.macs_unknown) {
+        (0, 1..) => "unknown MACs".into(),
+        (n, 1..) => format!("≥{} MACs", Count(n)),
+        (n, 0) => format!("{} MACs", Count(n)),
+    }
 }
 
 pub(super) fn tree(app: &App, pen: &mut Pen<'_>, focused: bool) {
@@ -263,7 +267,8 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
             } else if let Some(node) = tab.selected_node().and_then(|n| opened.tree.nodes.get(n)) {
                 doc.pair("name", &node.name, Role::Strong);
                 doc.pair("layers", &node.layers.to_string(), Role::Text);
-                cost(&mut doc, s, node.parameters, Some(node.macs), node.weight_bytes);
+                let counted = (node.macs > 0 || node.macs_unknown == 0).then_some(node.macs);
+                cost(&mut doc, s, node.parameters, counted, node.weight_bytes);
                 if node.macs_unknown > 0 {
                     let text = format!(
                         "{} layers have an unknown shape; their MACs are not in the sum",
@@ -380,7 +385,7 @@ pub(super) fn facts(app: &App, pen: &mut Pen<'_>) {
     doc.pair("format", &format!("{} · {}", s.format, s.producer), Role::Text);
     doc.pair("size", &Bytes(s.file_bytes).to_string(), Role::Text);
     doc.pair("parameters", &Count(s.parameters).to_string(), Role::Text);
-    doc.pair("MACs", &format!("{} per inference", macs(s)), Role::Text);
+    doc.pair("compute", &format!("{} per inference", macs(s)), Role::Text);
     doc.pair("activations", &format!("{} at the peak", Bytes(s.peak_activation_bytes)), Role::Text);
     doc.pair("nodes", &s.layers.len().to_string(), Role::Text);
     let prunable = s.groups.iter().filter(|g| g.prunable).count();

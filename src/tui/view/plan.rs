@@ -15,7 +15,7 @@ use crate::units::{Bytes, Millis, Span as Time};
 type Titles = (Vec<Span>, Vec<Span>);
 
 const COLUMNS: [Column; 8] = [
-    right("#", 2, 0),
+    right("#", 3, 0),
     flexible("recipe", 20),
     right("size", 10, 0),
     right("latency", 10, 0),
@@ -38,7 +38,9 @@ pub(super) fn title(app: &App) -> Titles {
     } else if tab.proposals().is_empty() {
         vec![]
     } else {
-        vec![span(format!("{} recipes · predictions, not measurements", tab.proposals().len()), Role::Dim)]
+        let n = tab.proposals().len();
+        let recipes = if n == 1 { "1 recipe".into() } else { format!("{n} recipes") };
+        vec![span(format!("{recipes} · predictions, not measurements"), Role::Dim)]
     };
     (title, note)
 }
@@ -219,13 +221,13 @@ pub(super) fn why(app: &App, pen: &mut Pen<'_>) {
         proposal(app, p, &mut doc);
     }
     if let Some(ranked) = &app.plan.ranked {
-        answer(ranked, &mut doc);
+        answer(app, ranked, &mut doc);
     }
     doc.draw(pen, &app.plan.why);
 }
 
 /// What holds for all proposals: what to know, what was refused, what is assumed of the device.
-fn answer(ranked: &Ranked, doc: &mut Doc) {
+fn answer(app: &App, ranked: &Ranked, doc: &mut Doc) {
     let Ranked { device, recommendation } = ranked;
     if !recommendation.notes.is_empty() {
         doc.heading("To know");
@@ -238,6 +240,11 @@ fn answer(ranked: &Ranked, doc: &mut Doc) {
         for refused in &recommendation.refused {
             doc.item("-", Role::Dim, &format!("{}: {}", refused.name, refused.reason));
         }
+        let key = app.keymap.key_name(Action::EditGoal);
+        doc.text(
+            &format!("{key} sets the data (--data, --calibration and --train on the command line)"),
+            Role::Dim,
+        );
     }
     doc.heading("Device");
     doc.pair("name", &format!("{}, {}", device.name, device.description), Role::Text);

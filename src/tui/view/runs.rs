@@ -4,7 +4,7 @@ use super::super::action::Action;
 use super::super::app::{App, Job, Liveness};
 use super::super::layout::Pane;
 use super::super::paint::{Pen, Span, span, width_of};
-use super::super::runs::{Line, Scale, elapsed, percent, progress};
+use super::super::runs::{Line, Scale, elapsed, progress};
 use super::super::theme::Role;
 use super::chart::{Chart, Curve, Transform, draw, number, round_up};
 use super::doc::{Doc, wrap};
@@ -370,7 +370,7 @@ fn one_chart(app: &App, jobs: &[&Job], name: &str, pen: &mut Pen<'_>) {
         }
     }
     if skipped > 0 {
-        legend.push(span(format!("  {skipped} not finite"), Role::Warn));
+        legend.push(span(format!("  {skipped} NaN"), Role::Warn));
     }
     let width = pen.width();
     let used = pen.spans(1, 0, width.saturating_sub(2), &legend);
@@ -403,9 +403,6 @@ pub(super) fn facts(app: &App, pen: &mut Pen<'_>) {
     if !s.phase.name.is_empty() {
         let of = s.phase.total.map_or(String::new(), |t| format!(" of {t}"));
         doc.pair("phase", &format!("{}  {}{of}", s.phase.name, s.phase.done), Role::Text);
-    }
-    if let Some(p) = percent(s).filter(|_| job.is_running()) {
-        doc.pair("phase done", &p, Role::Text);
     }
     if let Some(time) = elapsed(s) {
         doc.pair("ran", &time.to_string(), Role::Text);

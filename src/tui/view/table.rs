@@ -69,6 +69,9 @@ impl Grid {
                 None => break,
             };
         }
+        let cut = kept.len() < columns.len();
+        // The mark of a cut stands apart from the last heading.
+        let room = if cut { room.saturating_sub(1) } else { room };
         let spare = room.saturating_sub(need(&kept).saturating_sub(GAP));
         let mut places = Vec::with_capacity(kept.len());
         let mut x = 1;
@@ -78,7 +81,7 @@ impl Grid {
             places.push((*i, x, width));
             x += width + GAP;
         }
-        Grid { places, cut: kept.len() < columns.len() }
+        Grid { places, cut }
     }
 
     /// Paints the headings; `sorted` is the column that the rows are ordered by.
