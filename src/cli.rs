@@ -121,6 +121,8 @@ pub struct Workbench {
     pub color: Option<bool>,
     /// Open on the list of runs.
     pub runs: bool,
+    /// Data to plan with.
+    pub data: crate::plan::DataSpec,
 }
 
 /// What the command line shows of the workbench without knowing it.
@@ -168,7 +170,9 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
     match cli.command {
         None => {
             let (paths, settings) = (context.paths.clone(), context.settings.clone());
-            let lines = (workbench.open)(Workbench { paths, settings, model: cli.open, color, runs: false })?;
+            let (model, data) = (cli.open, crate::plan::DataSpec::default());
+            let lines =
+                (workbench.open)(Workbench { paths, settings, model, color, runs: false, data })?;
             lines.iter().try_for_each(|line| context.write(&format!("{line}\n")))
         }
         Some(Command::Demo(args)) => demo::run(&context, args, workbench, color),

@@ -37,6 +37,7 @@ fn workbench(request: cli::Workbench) -> tinsmith::error::Result<Vec<String>> {
             Some(false) => tui::ColorChoice::Never,
         },
         tab: request.runs.then_some(tui::Tab::Runs),
+        data: request.data,
     };
     Ok(tui::run(options)?.lines)
 }

@@ -28,6 +28,7 @@ pub use theme::ColorChoice;
 
 use crate::config::{Paths, Settings};
 use crate::error::{Error, Result};
+use crate::plan::DataSpec;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -44,6 +45,8 @@ pub struct Options {
     pub color: ColorChoice,
     /// The tab in front; the Model tab where none is named.
     pub tab: Option<Tab>,
+    /// Data to plan with.
+    pub data: DataSpec,
 }
 
 /// What the workbench leaves behind.
@@ -80,6 +83,7 @@ pub fn run_on(backend: Arc<dyn backend::Backend>, options: Options) -> Result<Ex
     let look = theme::Look::detect(theme, options.color, |name| std::env::var(name).ok());
     let mut app = app::App::new(look, keymap);
     app.machine = backend.machine();
+    app.plan.data = options.data;
     if let Some(tab) = options.tab {
         app.tab = tab;
     }

@@ -60,6 +60,7 @@ pub(super) fn run(
         model: Some(model),
         color,
         runs: true,
+        data: data(),
     })?;
     lines.iter().try_for_each(|line| context.write(&format!("{line}\n")))
 }

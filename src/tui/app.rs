@@ -235,6 +235,8 @@ pub enum Effect {
         goal: Goal,
         /// Data at hand.
         data: DataSpec,
+        /// Median latency of the model on this machine, where it was measured.
+        measured_ms: Option<f64>,
     },
     /// List model files that match what was typed.
     FindModels {

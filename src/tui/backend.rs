@@ -17,8 +17,16 @@ pub trait Backend: Send + Sync + 'static {
     fn analyse(&self, path: &Path) -> Result<Summary>;
     /// Names of device profiles, this machine first.
     fn devices(&self) -> Result<Vec<String>>;
-    /// Ranked recipes for the device of the goal.
-    fn recommend(&self, summary: &Summary, path: &Path, goal: &Goal, data: &DataSpec) -> Result<Ranked>;
+    /// Ranked recipes for the device of the goal. `measured_ms` is the median latency of the model on this
+    /// machine, where it was measured.
+    fn recommend(
+        &self,
+        summary: &Summary,
+        path: &Path,
+        goal: &Goal,
+        data: &DataSpec,
+        measured_ms: Option<f64>,
+    ) -> Result<Ranked>;
     /// Variants against the one at `baseline`.
     fn compare(&self, measurements: &[Measurement], baseline: usize, goal: &Goal) -> Result<Comparison>;
     /// Queues a job and starts it when its turn comes; returns its id.

@@ -207,5 +207,33 @@ pub fn gather(app: &App) -> (Source, Vec<Measurement>) {
             None => out.push(m.clone()),
         }
     }
+    tell_apart(&mut out);
     (source, out)
+}
+
+/// Median latency of the model in front on this machine, as it was measured last.
+pub fn measured_ms(app: &App) -> Option<f64> {
+    let model = app.model.path.as_ref()?;
+    let jobs = app.runs.jobs.iter().filter(|j| j.model == *model);
+    let all = jobs.flat_map(|j| j.state.measurements.iter().map(move |m| (j.state.updated_ms, m)));
+    all.filter(|(_, m)| m.variant == "original" && m.conditions.host == app.machine)
+        .filter_map(|(at, m)| Some((at, m.latency_ms.as_ref()?.p50)))
+        .max_by_key(|(at, _)| *at)
+        .map(|(_, p50)| p50)
+}
+
+/// Gives variants of one name a name each: the first keeps it, others add their threads, else their hash.
+fn tell_apart(measurements: &mut [Measurement]) {
+    for i in 1..measurements.len() {
+        let (before, rest) = measurements.split_at_mut(i);
+        let m = &mut rest[0];
+        let Some(first) = before.iter().find(|b| b.variant == m.variant) else { continue };
+        let threads = format!("{}, {} threads", m.variant, m.conditions.threads);
+        let other = first.conditions.threads != m.conditions.threads;
+        m.variant = if other && !before.iter().any(|b| b.variant == threads) {
+            threads
+        } else {
+            format!("{} #{i} {}", m.variant, &m.model_sha256[..m.model_sha256.floor_char_boundary(6)])
+        };
+    }
 }

@@ -271,9 +271,12 @@ fn work(effect: Effect, goal: &crate::plan::Goal, backend: &dyn Backend) -> Opti
             }
             Data::Analysed { generation, path, result: result.map_err(Failure::from) }
         }
-        Effect::Recommend { generation, summary, path, goal, data } => Data::Proposed {
+        Effect::Recommend { generation, summary, path, goal, data, measured_ms } => Data::Proposed {
             generation,
-            result: backend.recommend(&summary, &path, &goal, &data).map(Box::new).map_err(Failure::from),
+            result: backend
+                .recommend(&summary, &path, &goal, &data, measured_ms)
+                .map(Box::new)
+                .map_err(Failure::from),
         },
         Effect::FindModels { generation, typed } => {
             Data::Models { generation, paths: backend.find_models(&typed) }
@@ -438,7 +441,8 @@ fn summarise(app: &App) -> ExitSummary {
     }
     let running = app.runs.jobs.iter().filter(|j| !j.status().is_final()).count();
     if running > 0 {
-        lines.push(format!("{running} jobs go on; `tinsmith jobs list` shows them"));
+        let jobs = super::paint::many(running, "job");
+        lines.push(format!("{jobs} under way; `tinsmith jobs list` shows them"));
     }
     ExitSummary { lines }
 }

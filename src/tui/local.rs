@@ -28,8 +28,6 @@ const ENDED_PER_LOOK: usize = 40;
 const RECENT: usize = 20;
 /// Paths that the open dialog gets at most.
 const PATHS: usize = 200;
-/// Loss of quality that counts as none where the goal does not say.
-const MARGIN: f64 = 0.01;
 
 /// This machine.
 pub(super) struct Local {
@@ -80,7 +78,14 @@ impl Backend for Local {
         Ok(std::iter::once("host".into()).chain(profiles.into_iter().map(|d| d.name)).collect())
     }
 
-    fn recommend(&self, summary: &Summary, path: &Path, goal: &Goal, data: &DataSpec) -> Result<Ranked> {
+    fn recommend(
+        &self,
+        summary: &Summary,
+        path: &Path,
+        goal: &Goal,
+        data: &DataSpec,
+        measured_ms: Option<f64>,
+    ) -> Result<Ranked> {
         let device = Device::named(goal.device.as_deref().unwrap_or("host"), &self.paths)?;
         let recommendation = plan::recommend(&Question {
             summary,
@@ -88,7 +93,7 @@ impl Backend for Local {
             device: &DeviceFacts::from(&device),
             goal,
             data,
-            measured_ms: None,
+            measured_ms: measured_ms.filter(|_| device.name == "host"),
             seed: 0,
         });
         Ok(Ranked { device, recommendation })
@@ -96,7 +101,7 @@ impl Backend for Local {
 
     fn compare(&self, measurements: &[Measurement], baseline: usize, goal: &Goal) -> Result<Comparison> {
         let name = measurements.get(baseline).map(|m| m.variant.as_str());
-        let margin = goal.max_quality_drop.unwrap_or(MARGIN);
+        let margin = goal.max_quality_drop.unwrap_or(crate::compare::DEFAULT_MARGIN);
         crate::compare::compare(measurements, name, goal, margin)
     }
 

@@ -27,6 +27,11 @@ pub fn span(text: impl Into<String>, role: Role) -> Span {
     Span { text, role }
 }
 
+/// A number of things: `1 layer`, `3 layers`.
+pub fn many(n: usize, thing: &str) -> String {
+    if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
+}
+
 /// Columns of a row of spans once painted.
 pub fn width_of(spans: &[Span]) -> usize {
     spans.iter().map(|s| text::columns(&s.text)).sum()
@@ -85,7 +90,8 @@ impl<'a> Pen<'a> {
             shown = to_ascii(&shown);
         }
         let (px, py) = (self.area.x + x as u16, self.area.y + y as u16);
-        let (end, _) = self.buffer.set_stringn(px, py, &shown, room, style);
+        // What stood there before leaves no colour behind.
+        let (end, _) = self.buffer.set_stringn(px, py, &shown, room, Style::reset().patch(style));
         (end - px) as usize
     }
 

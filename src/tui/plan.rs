@@ -60,6 +60,8 @@ pub struct PlanTab {
     pub goal: Goal,
     /// Data for training, calibration and evaluation.
     pub data: DataSpec,
+    /// Latency of the model on this machine that the answer was asked with.
+    pub measured_ms: Option<f64>,
     /// Device profiles.
     pub devices: Vec<String>,
     /// The answer, as it came.

@@ -9,6 +9,7 @@ use super::list::Scroll;
 use super::log;
 use super::model::View;
 use super::overlay::{Confirm, GoalForm, OpenModel, Outcome, Overlay};
+use super::paint::many;
 use super::plan::{command, file_stem, quoted};
 use crate::jobs::Status;
 use crate::monitor::Level;
@@ -148,6 +149,7 @@ pub fn open_model(app: &mut App, path: PathBuf, out: &mut Vec<Effect>) {
 }
 
 fn recommend(app: &mut App, out: &mut Vec<Effect>) {
+    app.plan.measured_ms = compare::measured_ms(app);
     let (Some(opened), Some(path)) = (&app.model.opened, &app.model.path) else { return };
     app.plan.generation += 1;
     app.plan.loading = true;
@@ -158,6 +160,7 @@ fn recommend(app: &mut App, out: &mut Vec<Effect>) {
         path: path.clone(),
         goal: app.plan.goal.clone(),
         data: app.plan.data.clone(),
+        measured_ms: app.plan.measured_ms,
     });
 }
 
@@ -653,7 +656,7 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         Data::Analysed { generation, path, result } if generation == app.model.generation => match result {
             Ok(opened) => {
                 let layers = opened.summary.layers.len();
-                let line = format!("opened {} with {layers} layers", path.display());
+                let line = format!("opened {} with {}", path.display(), many(layers, "layer"));
                 app.log.note(app.wall_ms, Level::Info, line);
                 for warning in opened.summary.warnings.iter().take(20) {
                     app.log.note(app.wall_ms, Level::Warning, format!("{}: {warning}", opened.summary.name));
@@ -674,7 +677,7 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
             Ok(ranked) => {
                 let Recommendation { proposals, refused, .. } = &ranked.recommendation;
                 let (n, no) = (proposals.len(), refused.len());
-                let line = format!("ranked {n} recipes for {}; refused {no}", ranked.device.name);
+                let line = format!("ranked {} for {}; refused {no}", many(n, "recipe"), ranked.device.name);
                 app.log.note(app.wall_ms, Level::Info, line);
                 app.plan.set(*ranked);
             }
@@ -690,6 +693,10 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
             app.runs.set(jobs);
             relog(app);
             compare_again(app, false, out);
+            // Predictions start from what was measured as soon as it is known.
+            if app.has_model() && compare::measured_ms(app) != app.plan.measured_ms {
+                recommend(app, out);
+            }
         }
         Data::Compared { generation, result } if generation == app.compare.generation => match result {
             Ok(table) => app.compare.set(table),

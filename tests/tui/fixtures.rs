@@ -394,9 +394,9 @@ pub fn full(look: Look) -> App {
     let path = std::path::PathBuf::from("/models/digits.onnx");
     data(&mut app, Data::Analysed { generation: 1, path, result: Ok(opened) });
     data(&mut app, Data::Devices(vec!["host".into(), "raspberry-pi-5".into(), "jetson-nano".into()]));
+    data(&mut app, Data::Jobs(jobs()));
     let generation = app.plan.generation;
     data(&mut app, Data::Proposed { generation, result: Ok(Box::new(ranked())) });
-    data(&mut app, Data::Jobs(jobs()));
     let table = compare(&variants(), Some("original"), &Goal::default(), 0.01).unwrap();
     let generation = app.compare.generation;
     data(&mut app, Data::Compared { generation, result: Ok(table) });

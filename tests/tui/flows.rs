@@ -44,6 +44,46 @@ fn opening_a_model_asks_for_its_analysis_and_then_for_proposals() {
 }
 
 #[test]
+fn a_measurement_of_the_model_in_front_is_what_predictions_start_from() {
+    let mut app = blank(PLAIN);
+    keys(&mut app, "o");
+    text(&mut app, "/models/digits.onnx");
+    keys(&mut app, "Enter");
+    let opened = Arc::new(Opened::new(summary()));
+    data(&mut app, Data::Analysed { generation: 1, path: "/models/digits.onnx".into(), result: Ok(opened) });
+    let asked = |effects: Vec<Effect>| {
+        effects.into_iter().find_map(|e| match e {
+            Effect::Recommend { measured_ms, .. } => Some(measured_ms),
+            _ => None,
+        })
+    };
+    assert_eq!(asked(data(&mut app, Data::Jobs(jobs()))), Some(Some(0.412)));
+    assert_eq!(asked(data(&mut app, Data::Jobs(jobs()))), None, "nothing new");
+    keys(&mut app, "2");
+    assert_eq!(asked(keys(&mut app, "u")), Some(Some(0.412)));
+}
+
+#[test]
+fn variants_of_one_name_are_told_apart() {
+    let mut app = full(PLAIN);
+    let mut all = jobs();
+    let state = Arc::make_mut(&mut all[2].state);
+    let mut twice = state.measurements[0].clone();
+    twice.conditions.threads = 2;
+    state.measurements.push(twice);
+    let effects = data(&mut app, Data::Jobs(all));
+    let measurements = effects
+        .iter()
+        .find_map(|e| match e {
+            Effect::Compare { measurements, baseline, .. } => Some((measurements, baseline)),
+            _ => None,
+        })
+        .unwrap();
+    assert_eq!(measurements.0[*measurements.1].variant, "original");
+    assert_eq!(measurements.0.last().unwrap().variant, "original, 2 threads");
+}
+
+#[test]
 fn an_answer_to_an_older_request_changes_nothing() {
     let mut app = blank(PLAIN);
     for name in ["/a.onnx", "/b.onnx"] {

@@ -74,7 +74,7 @@ fn a_closed_terminal_ends_it_on_every_tab_and_in_a_dialog() {
     let ignoring = "trap '' HUP; exec \"$0\" \"$@\"";
     for (keys, shows, script) in [
         ("1", EMPTY, None),
-        ("2", "Open a model first", Some(ignoring)),
+        ("2", "Recipes are ranked", Some(ignoring)),
         ("3", "No jobs yet", Some(ignoring)),
         ("4", "Nothing was measured", None),
         ("5", "Log", Some(ignoring)),
@@ -278,7 +278,7 @@ fn names_in_files_cannot_speak_to_the_terminal() {
     let path = home.path().join(format!("a{evil}.onnx"));
     let bytes = chain(30);
     // Same length, so that the file stays whole.
-    let (old, new) = (&b"/model/layer.0/node_0"[..], &b"/model\x1b]0;pwned\x07\x1b[2J"[..]);
+    let (old, new) = (&b"/model/layer.0/node_0"[..], &b"/model\x1b]0;pwned\x07\x1b[2J_"[..]);
     assert_eq!(old.len(), new.len());
     let at = bytes.windows(old.len()).position(|w| w == old).unwrap();
     let mut bytes = bytes;

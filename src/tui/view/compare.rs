@@ -4,7 +4,7 @@ use super::super::action::Action;
 use super::super::app::App;
 use super::super::compare::{Axis, Order, Source};
 use super::super::layout::Pane;
-use super::super::paint::{Pen, Span, span};
+use super::super::paint::{Pen, Span, many, span};
 use super::super::theme::Role;
 use super::chart::{Dot, number, scatter as draw_scatter};
 use super::doc::Doc;
@@ -21,9 +21,9 @@ const COLUMNS: [Column; 11] = [
     right("p50 latency", 11, 0),
     left("vs baseline", 16, 1),
     right("size", 9, 0),
-    left("vs baseline", 13, 4),
+    left("vs baseline", 14, 4),
     right("memory", 9, 6),
-    left("vs baseline", 13, 8),
+    left("vs baseline", 17, 8),
     right("quality", 8, 0),
     left("vs baseline", 18, 2),
     left("front", 6, 7),
@@ -181,9 +181,11 @@ fn figure(row: &Row, column: usize, baseline: bool) -> Cell {
         }
         1 => match &m.latency_ms {
             Some(l) => cell(Millis(l.p50).to_string(), Role::Text),
-            None => cell("not measured", Role::Dim),
+            None if !m.failures.is_empty() => cell("failed", Role::Bad),
+            None => cell("–", Role::Dim),
         },
         2 => Cell::Spans(change(row.latency.as_ref(), true, false)),
+        3 if m.file_bytes == 0 => cell("–", Role::Dim),
         3 => cell(Bytes(m.file_bytes).to_string(), Role::Text),
         4 => Cell::Spans(change(row.size.as_ref(), true, false)),
         5 => cell(m.peak_rss_bytes.map_or("–".into(), |b| Bytes(b).to_string()), Role::Text),
@@ -338,7 +340,7 @@ pub(super) fn variant(app: &App, pen: &mut Pen<'_>) {
             text += &format!(" ({:+.2} to {:+.2})", ci.low * scale, ci.high * scale);
         }
         if let Some(p) = d.p_value {
-            text += &format!(", p {p:.3}");
+            text += &if p < 0.001 { ", p < 0.001".to_string() } else { format!(", p {p:.3}") };
         }
         if let Some(least) = d.minimum_detectable {
             text += &format!(", could show {:.2}", least * scale);
@@ -354,7 +356,7 @@ pub(super) fn variant(app: &App, pen: &mut Pen<'_>) {
     }
     doc.heading("Conditions");
     let c = &m.conditions;
-    doc.pair("runtime", &format!("{}, {} threads", c.runtime, c.threads), Role::Text);
+    doc.pair("runtime", &format!("{}, {}", c.runtime, many(c.threads, "thread")), Role::Text);
     doc.pair("machine", &format!("{} · {} · {}", c.host, c.cpu, c.isa), Role::Text);
     if !c.inputs.is_empty() {
         doc.pair("inputs", &c.inputs.join(", "), Role::Text);

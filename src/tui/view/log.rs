@@ -3,7 +3,7 @@
 use super::super::app::App;
 use super::super::layout::Pane;
 use super::super::log::{Entry, Source, clock};
-use super::super::paint::{Pen, Span, span};
+use super::super::paint::{Pen, Span, many, span};
 use super::super::theme::Role;
 use super::doc::wrap;
 use super::model::mark_row;
@@ -26,7 +26,7 @@ pub(super) fn title(app: &App) -> (Vec<Span>, Vec<Span>) {
         Level::Error => "errors",
     };
     let follow = if log.follow { "following" } else { "not following" };
-    (title, vec![span(format!("{} lines · {level} · {follow}", log.len()), Role::Dim)])
+    (title, vec![span(format!("{} · {level} · {follow}", many(log.len(), "line")), Role::Dim)])
 }
 
 /// Mark and role of a level.

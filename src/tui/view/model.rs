@@ -4,7 +4,7 @@ use super::super::action::Action;
 use super::super::app::App;
 use super::super::layout::Pane;
 use super::super::model::{Opened, View};
-use super::super::paint::{Pen, Span, span};
+use super::super::paint::{Pen, Span, many, span};
 use super::super::theme::Role;
 use super::super::tree::Order;
 use super::doc::Doc;
@@ -29,7 +29,7 @@ const GROUPS: [Column; 6] = [
     left("prunable", 8, 0),
     right("params/unit", 11, 2),
     right("weights", 7, 3),
-    flexible("pinned by, or its weights", 20),
+    flexible("pinned by / weights", 20),
 ];
 const OPERATORS: [Column; 6] = [
     flexible("operator", 18),
@@ -153,7 +153,7 @@ fn layers(app: &App, opened: &Opened, pen: &mut Pen<'_>, focused: bool) {
                 let known = !opened.summary.unknown_ops.iter().any(|(op, _)| *op == layer.op);
                 cell(layer.op.clone(), if known { Role::Accent } else { Role::Warn })
             }
-            (1, None) => cell(format!("{} layers", node.layers), Role::Dim),
+            (1, None) => cell(many(node.layers, "layer"), Role::Dim),
             (2, Some(layer)) => cell(shape(layer), Role::Dim),
             (3, _) if node.parameters > 0 => cell(Count(node.parameters).to_string(), Role::Text),
             (4, _) if node.macs_unknown == node.layers => cell("?", Role::Warn),
@@ -271,8 +271,8 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
                 cost(&mut doc, s, node.parameters, counted, node.weight_bytes);
                 if node.macs_unknown > 0 {
                     let text = format!(
-                        "{} layers have an unknown shape; their MACs are not in the sum",
-                        node.macs_unknown
+                        "{} of unknown shape; their MACs are not in the sum",
+                        many(node.macs_unknown, "layer")
                     );
                     doc.item("!", Role::Warn, &text);
                 }

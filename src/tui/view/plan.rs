@@ -3,7 +3,7 @@
 use super::super::action::Action;
 use super::super::app::App;
 use super::super::layout::Pane;
-use super::super::paint::{Pen, Span, span};
+use super::super::paint::{Pen, Span, many, span};
 use super::super::plan::{Order, Ranked, command};
 use super::super::theme::Role;
 use super::doc::Doc;
@@ -38,8 +38,7 @@ pub(super) fn title(app: &App) -> Titles {
     } else if tab.proposals().is_empty() {
         vec![]
     } else {
-        let n = tab.proposals().len();
-        let recipes = if n == 1 { "1 recipe".into() } else { format!("{n} recipes") };
+        let recipes = many(tab.proposals().len(), "recipe");
         vec![span(format!("{recipes} · predictions, not measurements"), Role::Dim)]
     };
     (title, note)
@@ -99,7 +98,7 @@ fn original_line(app: &App) -> Vec<Span> {
         None => out.push(span("latency unknown", Role::Warn)),
     }
     let device = &ranked.device;
-    out.push(span(format!(" · {} · {} threads", device.isa, device.cores), Role::Dim));
+    out.push(span(format!(" · {} · {}", device.isa, many(device.cores, "thread")), Role::Dim));
     out
 }
 

@@ -3,7 +3,7 @@
 use super::super::action::Action;
 use super::super::app::{App, Job, Liveness};
 use super::super::layout::Pane;
-use super::super::paint::{Pen, Span, span, width_of};
+use super::super::paint::{Pen, Span, many, span, width_of};
 use super::super::runs::{Line, Scale, elapsed, progress};
 use super::super::theme::Role;
 use super::chart::{Chart, Curve, Transform, draw, number, round_up};
@@ -138,6 +138,10 @@ fn job_row(app: &App, pen: &mut Pen<'_>, y: usize, job: &Job) {
 /// What a finished job brought: `-74% size  +1.8x`, of its last variant against `original`.
 fn outcome(state: &JobState) -> Option<String> {
     let base = state.measurements.iter().find(|m| m.variant == "original")?;
+    let failed = state.measurements.iter().filter(|m| !m.failures.is_empty()).count();
+    if failed > 0 {
+        return Some(format!("{failed} of {} not measured", many(state.measurements.len(), "variant")));
+    }
     let last = state.measurements.iter().rev().find(|m| m.variant != "original")?;
     let mut parts = Vec::new();
     if base.file_bytes > 0 {
@@ -366,7 +370,7 @@ fn one_chart(app: &App, jobs: &[&Job], name: &str, pen: &mut Pen<'_>) {
         let best = points.iter().copied().reduce(|a, b| if (b.1 > a.1) == rising { b } else { a });
         if let Some((step, v)) = best {
             let word = if rising { "max" } else { "min" };
-            legend.push(span(format!("  {word} {} @ {step}", number(v)), Role::Dim));
+            legend.push(span(format!("  {word} {} @{step}", number(v)), Role::Dim));
         }
     }
     if skipped > 0 {
@@ -396,7 +400,8 @@ pub(super) fn facts(app: &App, pen: &mut Pen<'_>) {
     let Some(job) = app.runs.selected() else { return };
     let s = &job.state;
     let mut doc = Doc::new(pen);
-    doc.pair("status", &format!("{}  {}", job.status().word(), progress(job)), role(job));
+    let so_far = if s.reason.is_some() { String::new() } else { format!("  {}", progress(job)) };
+    doc.pair("status", &format!("{}{so_far}", job.status().word()), role(job));
     if let Some(reason) = &s.reason {
         doc.pair("reason", reason, Role::Text);
     }
@@ -457,7 +462,7 @@ pub(super) fn facts(app: &App, pen: &mut Pen<'_>) {
 
 pub(super) fn tail_title(app: &App) -> Titles {
     let warnings = app.runs.selected().map_or(0, |j| j.state.warnings);
-    let note = if warnings > 0 { vec![span(format!("{warnings} warnings"), Role::Warn)] } else { vec![] };
+    let note = if warnings > 0 { vec![span(many(warnings as usize, "warning"), Role::Warn)] } else { vec![] };
     (vec![span("Log", Role::Title)], note)
 }
 
