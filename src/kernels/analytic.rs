@@ -110,6 +110,13 @@ fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     sum
 }
 
+/// `a` where `condition` holds, else `b`; both are computed, as vectors must, instead of a branch.
+#[inline(always)]
+fn choose(condition: bool, a: f32, b: f32) -> f32 {
+    let mask = u32::from(condition).wrapping_neg();
+    f32::from_bits((a.to_bits() & mask) | (b.to_bits() & !mask))
+}
+
 /// Adding this leaves the nearest integer in the low bits of the mantissa.
 const ROUNDER: f32 = 12_582_912.0;
 
@@ -169,9 +176,9 @@ fn ln(x: f32) -> f32 {
     );
     let square = f * f;
     let y = (f * square * p + e * -2.121_944_4e-4 - 0.5 * square) + f + e * 0.693_359_4;
-    let y = if x == f32::INFINITY { x } else { y };
-    let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
-    if x >= 0.0 { y } else { f32::NAN }
+    let y = choose(x == f32::INFINITY, x, y);
+    let y = choose(x == 0.0, f32::NEG_INFINITY, y);
+    choose(x >= 0.0, y, f32::NAN)
 }
 
 #[inline(always)]
@@ -184,8 +191,7 @@ fn tanh(x: f32) -> f32 {
     let (p, n) = exp_parts(if a > 10.0 { 20.0 } else { a + a });
     let far = 1.0 - 2.0 / (p * power_of_two(n) + 1.0);
     let far = f32::copysign(far, x);
-    let y = if a < 0.625 { near } else { far };
-    if x.is_nan() { x } else { y }
+    choose(x.is_nan(), x, choose(a < 0.625, near, far))
 }
 
 #[inline(always)]
@@ -214,8 +220,7 @@ fn erf(x: f32) -> f32 {
     );
     let (p, n) = exp_parts(-q);
     let far = f32::copysign(1.0 - p * power_of_two(n), x);
-    let y = if a < 0.92 { near } else { far };
-    if x.is_nan() { x } else { y }
+    choose(x.is_nan(), x, choose(a < 0.92, near, far))
 }
 
 macro_rules! system {

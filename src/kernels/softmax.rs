@@ -37,7 +37,7 @@ struct Forward<'a, T> {
     axis: Axis,
     log: bool,
     x: &'a [T],
-    y: &'a mut [T],
+    y: &'a mut [MaybeUninit<T>],
 }
 impl<T: Analytic> Loop for Forward<'_, T> {
     type Out = ();
@@ -45,13 +45,16 @@ impl<T: Analytic> Loop for Forward<'_, T> {
     fn run(self) {
         let Axis { count, inner } = self.axis;
         if inner > 1 {
-            return columns(self.x, self.y, count, inner, self.log);
+            return columns(self.x, cleared(self.y), count, inner, self.log);
         }
         for (x, y) in self.x.chunks_exact(count).zip(self.y.chunks_exact_mut(count)) {
-            let top = lanes(x, T::LOWEST, |a, b| b.larger(a));
+            // NaN need not win here: it comes back through the exponential.
+            let top = lanes(x, T::LOWEST, |a, b| if b > a { b } else { a });
             for (y, x) in y.iter_mut().zip(x) {
-                *y = (*x - top).exp();
+                y.write((*x - top).exp());
             }
+            // SAFETY: every element was just written.
+            let y = unsafe { &mut *(y as *mut [MaybeUninit<T>] as *mut [T]) };
             let sum = lanes(y, T::ZERO, |a, b| a + b);
             if self.log {
                 let shift = sum.ln();
@@ -73,7 +76,7 @@ fn columns<T: Analytic>(x: &[T], y: &mut [T], count: usize, inner: usize, log: b
         top.fill(T::LOWEST);
         sum.fill(T::ZERO);
         for x in x.chunks_exact(inner) {
-            top.iter_mut().zip(x).for_each(|(t, x)| *t = x.larger(*t));
+            top.iter_mut().zip(x).for_each(|(t, x)| *t = if x > t { *x } else { *t });
         }
         for (x, y) in x.chunks_exact(inner).zip(y.chunks_exact_mut(inner)) {
             for (((y, x), t), s) in y.iter_mut().zip(x).zip(&top).zip(&mut sum) {
@@ -117,7 +120,7 @@ pub fn forward<T: Analytic + Lanes>(axis: Axis, log: bool, x: &[T]) -> Vec<T> {
     unsafe {
         filled(x.len(), band, 1, &|at, out| {
             let x = &x[at..at + out.len()];
-            T::launch(Forward { axis, log, x, y: cleared(out) });
+            T::launch(Forward { axis, log, x, y: out });
         })
     }
 }

@@ -261,3 +261,56 @@ impl Operator for Clip {
         broadcast::couple(&inputs[..1], &outputs[0])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+
+    fn run(name: &str, opset: i64, attributes: Attributes, x: Vec<f32>) -> Vec<f32> {
+        let op = (super::super::lookup("", name, opset).unwrap().parse)(&attributes, opset).unwrap();
+        let x = Value::load(&Tensor::from_vec(vec![x.len()], x).unwrap()).unwrap();
+        op.eval(&[Some(&x)]).unwrap().remove(0).to_tensor().unwrap().to_f32s().unwrap()
+    }
+
+    #[test]
+    fn nan_comes_out_and_large_arguments_stay_finite() {
+        for (name, opset) in [
+            ("Relu", 14),
+            ("LeakyRelu", 16),
+            ("Elu", 6),
+            ("Selu", 6),
+            ("Celu", 12),
+            ("Sigmoid", 13),
+            ("Tanh", 13),
+            ("HardSigmoid", 6),
+            ("HardSwish", 14),
+            ("Softplus", 1),
+            ("Softsign", 1),
+            ("Mish", 18),
+            ("Swish", 24),
+            ("Gelu", 20),
+            ("ThresholdedRelu", 10),
+            ("Clip", 13),
+        ] {
+            let y = run(name, opset, Attributes::new(), vec![f32::NAN, 1e4, -1e4, 0.0]);
+            assert!(y[0].is_nan(), "{name}");
+            assert!(y[1..].iter().all(|y| y.is_finite()), "{name}: {y:?}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_attributes_or_inputs_and_the_upper_one_wins() {
+        let old = Attributes::new().with("max", crate::ops::Attr::Float(2.0));
+        assert_eq!(run("Clip", 6, old, vec![-9.0, 5.0]), [-9.0, 2.0]);
+        let clip = (super::super::lookup("", "Clip", 13).unwrap().parse)(&Attributes::new(), 13).unwrap();
+        let v = |v: Vec<i32>| -> Value { Tensor::from_vec(vec![v.len()], v).unwrap().into() };
+        let (x, low, high): (Value, Value, Value) =
+            (v(vec![-5, 0, 5]), Tensor::scalar(3i32).into(), Tensor::scalar(1i32).into());
+        let ints = |inputs: &[Option<&Value>]| clip.eval(inputs).unwrap()[0].ints().unwrap();
+        assert_eq!(ints(&[Some(&x), None, Some(&high)]), [-5, 0, 1]);
+        assert_eq!(ints(&[Some(&x), Some(&low)]), [3, 3, 5]);
+        assert_eq!(ints(&[Some(&x), Some(&low), Some(&high)]), [1, 1, 1]);
+        assert!(clip.eval(&[Some(&x), Some(&x)]).is_err());
+    }
+}

@@ -369,3 +369,87 @@ impl Operator for Variadic {
         broadcast::couple(inputs, &outputs[0])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+
+    fn op(name: &str) -> Arc<dyn Operator> {
+        (super::super::lookup("", name, 13).unwrap().parse)(&Default::default(), 13).unwrap()
+    }
+
+    fn run(name: &str, inputs: &[&Value]) -> Tensor {
+        let refs: Vec<Option<&Value>> = inputs.iter().map(|v| Some(*v)).collect();
+        op(name).eval(&refs).unwrap().remove(0).to_tensor().unwrap()
+    }
+
+    fn dims(name: &str, a: &[Dim], b: &[Dim]) -> Option<Vec<Dim>> {
+        let (a, b) = (
+            Fact::of_dims(DType::I64, a.to_vec(), false),
+            Fact::of_dims(DType::I64, b.to_vec(), b.len() == 1),
+        );
+        op(name).infer(&[Some(&a), Some(&b)]).unwrap().remove(0).dims
+    }
+
+    #[test]
+    fn shapes_stay_symbolic_through_arithmetic() {
+        let (b, s, n) = (Dim::symbol("batch"), Dim::symbol("seq"), |n: i64| Dim::from(n));
+        let pair = [b.clone(), s.clone() * n(4)];
+        assert_eq!(dims("Mul", &pair, &[n(2)]), Some(vec![b.clone() * n(2), s.clone() * n(8)]));
+        assert_eq!(
+            dims("Add", &pair, &[s.clone(), n(1)]),
+            Some(vec![b.clone() + s.clone(), s.clone() * n(4) + n(1)])
+        );
+        assert_eq!(dims("Sub", &pair, &pair), Some(vec![n(0), n(0)]));
+        assert_eq!(dims("Div", &pair[1..], &[s.clone()]), Some(vec![n(4)]));
+        assert_eq!(dims("Div", &[n(-7)], &[n(2)]), Some(vec![n(-3)]));
+        assert_eq!(dims("Max", &[n(3), n(5)], &[n(4)]), Some(vec![n(4), n(5)]));
+        let found = dims("Min", &[b.clone(), n(5)], &[n(4)]).unwrap();
+        assert!(found[0].is_unknown() && found[1] == n(4));
+        assert_eq!(dims("Div", &[b], &[n(0)]), None);
+    }
+
+    #[test]
+    fn values_that_do_not_fit_their_type_are_not_taken_for_content() {
+        let x = Fact::constant(&Tensor::from_vec(vec![1], vec![i32::MAX]).unwrap());
+        let y = op("Add").infer(&[Some(&x), Some(&x)]).unwrap().remove(0);
+        assert!(y.dims.is_none());
+        let v: Value = Tensor::from_vec(vec![1], vec![i32::MAX]).unwrap().into();
+        assert_eq!(run("Add", &[&v, &v]).to_vec::<i32>().unwrap(), [-2]);
+    }
+
+    #[test]
+    fn narrow_integers_wrap_and_divide_towards_zero() {
+        let v = |v: Vec<i8>| -> Value { Tensor::from_vec(vec![v.len()], v).unwrap().into() };
+        let (a, b) = (v(vec![-128, 100, -7, 7]), v(vec![-1, 100, 2, 0]));
+        assert_eq!(run("Add", &[&a, &b]).to_vec::<i8>().unwrap(), [127, -56, -5, 7]);
+        assert_eq!(run("Div", &[&a, &b]).to_vec::<i8>().unwrap(), [-128, 1, -3, 0]);
+        assert_eq!(run("Mod", &[&a, &b]).to_vec::<i8>().unwrap(), [0, 0, 1, 0]);
+        let u = |v: Vec<u64>| -> Value { Tensor::from_vec(vec![v.len()], v).unwrap().into() };
+        let (a, b) = (u(vec![u64::MAX, 1]), u(vec![2, u64::MAX]));
+        assert_eq!(run("Div", &[&a, &b]).to_vec::<u64>().unwrap(), [u64::MAX / 2, 0]);
+        assert_eq!(run("Max", &[&a, &b]).to_vec::<u64>().unwrap(), [u64::MAX, u64::MAX]);
+    }
+
+    #[test]
+    fn the_type_of_a_power_is_that_of_its_base() {
+        let float = Value::load(&Tensor::from_vec(vec![2], vec![2.0f32, 9.0]).unwrap()).unwrap();
+        let whole: Value = Tensor::from_vec(vec![2], vec![3i64, 2]).unwrap().into();
+        assert_eq!(run("Pow", &[&float, &whole]).to_vec::<f32>().unwrap(), [8.0, 81.0]);
+        assert_eq!(run("Pow", &[&whole, &float]).to_vec::<i64>().unwrap(), [9, 512]);
+    }
+
+    #[test]
+    fn operands_of_different_type_or_shape_are_invalid() {
+        let x = Value::load(&Tensor::from_vec(vec![2], vec![2.0f32, 9.0]).unwrap()).unwrap();
+        let y: Value = Tensor::from_vec(vec![2], vec![3i64, 2]).unwrap().into();
+        assert!(op("Add").eval(&[Some(&x), Some(&y)]).is_err());
+        let z = Value::load(&Tensor::from_vec(vec![3], vec![1.0f32; 3]).unwrap()).unwrap();
+        for name in ["Add", "Pow", "Max", "PRelu"] {
+            assert!(op(name).eval(&[Some(&x), Some(&z)]).is_err(), "{name}");
+        }
+        let wide = Value::load(&Tensor::from_vec(vec![1, 2], vec![1.0f32; 2]).unwrap()).unwrap();
+        assert!(op("PRelu").eval(&[Some(&x), Some(&wide)]).is_err());
+    }
+}

@@ -1,6 +1,6 @@
-//! Conversion between element types: Cast, CastLike. Floats to integers truncate and saturate, integers
-//! wrap, any number but zero is true, text is read and written as decimals. 8-bit and 4-bit floats and
-//! complex numbers are not converted.
+//! Conversion between element types: Cast, CastLike. Floats to integers truncate and saturate (to those of
+//! 4 and 2 bits they wrap, as in the standard's own cases), integers wrap, any number but zero is true,
+//! text is read and written as decimals. 8-bit and 4-bit floats and complex numbers are not converted.
 
 use super::{Coupling, Fact, Keeps, Operator, Spec, Vjp, broadcast, elements, float};
 use crate::error::{Error, Result};
@@ -78,19 +78,9 @@ fn convert(x: &Value, to: DType) -> Result<Value> {
     Value::load(&done)
 }
 
-/// Floats saturate at the ends of the narrow type after rounding to even; integers keep their low bits.
+/// Numbers without their fraction keep their low bits.
 fn pack(x: &Tensor, to: DType) -> Result<Tensor> {
-    let bits = to.bits();
-    let signed = matches!(to, DType::I4 | DType::I2);
-    let (low, high) = match signed {
-        true => (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1),
-        false => (0, (1i64 << bits) - 1),
-    };
-    let whole: Vec<i64> = match x.dtype().is_float() {
-        true => x.to_f64s()?.into_iter().map(|v| (v.round_ties_even() as i64).clamp(low, high)).collect(),
-        false => x.to_i64s()?,
-    };
-    let bytes: Vec<u8> = whole.into_iter().map(|v| (v as u8) & ((1u8 << bits) - 1)).collect();
+    let bytes: Vec<u8> = x.to_i64s()?.into_iter().map(|v| v as u8).collect();
     elements::pack(to, x.shape(), &bytes)
 }
 
@@ -256,7 +246,7 @@ mod tests {
         let x = Tensor::from_vec(vec![5], vec![-9.0f32, -8.0, 0.6, 7.4, 20.0]).unwrap();
         let y = cast(x, DType::I4);
         assert_eq!(y.dtype(), DType::I4);
-        assert_eq!(cast(y, DType::I64).to_vec::<i64>().unwrap(), [-8, -8, 1, 7, 7]);
+        assert_eq!(cast(y, DType::I64).to_vec::<i64>().unwrap(), [7, -8, 0, 7, 4]);
         let x = Tensor::from_vec(vec![3], vec![1i32, 3, 4]).unwrap();
         assert_eq!(cast(cast(x, DType::U2), DType::I32).to_vec::<i32>().unwrap(), [1, 3, 0]);
     }

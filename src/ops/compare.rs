@@ -292,3 +292,61 @@ impl Operator for Where {
         broadcast::couple(inputs, &outputs[0])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{Data, Tensor};
+
+    fn bools(op: &dyn Operator, inputs: &[&Value]) -> Vec<u8> {
+        let refs: Vec<Option<&Value>> = inputs.iter().map(|v| Some(*v)).collect();
+        let y = op.eval(&refs).unwrap().remove(0);
+        assert_eq!(y.dtype(), DType::Bool);
+        y.host().unwrap().to_vec::<u8>().unwrap()
+    }
+
+    #[test]
+    fn a_shape_chosen_by_where_stays_symbolic() {
+        let (b, n) = (Dim::symbol("batch"), |n: i64| Dim::from(n));
+        let wanted = Fact::of_dims(DType::I64, vec![b.clone(), n(-1), n(8)], false);
+        let minus = Fact::of_dims(DType::I64, vec![n(-1)], true);
+        let ones = Fact::of_dims(DType::I64, vec![n(1); 3], false);
+        let given = Compare(Relation::Equal).infer(&[Some(&wanted), Some(&minus)]).unwrap().remove(0);
+        assert_eq!(given.dims, Some(vec![n(0), n(1), n(0)]));
+        let chosen = Where.infer(&[Some(&given), Some(&ones), Some(&wanted)]).unwrap().remove(0);
+        assert_eq!(chosen.dims, Some(vec![b.clone(), n(1), n(8)]));
+        let unsure = Compare(Relation::Less).infer(&[Some(&wanted), Some(&ones)]).unwrap().remove(0);
+        assert!(unsure.dims.unwrap()[0].is_unknown());
+    }
+
+    #[test]
+    fn nothing_equals_nan_and_unsigned_numbers_keep_their_order() {
+        let x = Value::load(&Tensor::from_vec(vec![2], vec![f32::NAN, 1.0]).unwrap()).unwrap();
+        assert_eq!(bools(&Compare(Relation::Equal), &[&x, &x]), [0, 1]);
+        assert_eq!(bools(&Compare(Relation::GreaterOrEqual), &[&x, &x]), [0, 1]);
+        let a: Value = Tensor::from_vec(vec![2], vec![u64::MAX, 0]).unwrap().into();
+        let b: Value = Tensor::from_vec(vec![1], vec![1u64]).unwrap().into();
+        assert_eq!(bools(&Compare(Relation::Less), &[&a, &b]), [0, 1]);
+        assert_eq!(bools(&Class::Nan, &[&x]), [1, 0]);
+        let y = Value::load(&Tensor::from_vec(vec![2], vec![f32::NEG_INFINITY, 1.0]).unwrap()).unwrap();
+        assert_eq!(bools(&Class::Infinite { positive: true, negative: false }, &[&y]), [0, 0]);
+        assert_eq!(bools(&Class::Infinite { positive: true, negative: true }, &[&y]), [1, 0]);
+    }
+
+    #[test]
+    fn choices_work_on_text_and_every_number() {
+        let c: Value = Tensor::from_bools(vec![2], vec![true, false]).unwrap().into();
+        let text = |t: &[&str]| -> Value {
+            let data = t.iter().map(|t| t.as_bytes().to_vec()).collect();
+            Tensor::new(DType::Str, vec![t.len()], Data::Str(data)).unwrap().into()
+        };
+        let y = Where.eval(&[Some(&c), Some(&text(&["a", "b"])), Some(&text(&["z"]))]).unwrap().remove(0);
+        let Data::Str(found) = &*y.host().unwrap().data().unwrap() else { panic!() };
+        assert_eq!(found, &[b"a".to_vec(), b"z".to_vec()]);
+        let (x, y): (Value, Value) =
+            (Tensor::scalar(u64::MAX).into(), Tensor::from_vec(vec![2], vec![3u64, 4]).unwrap().into());
+        let y = Where.eval(&[Some(&c), Some(&x), Some(&y)]).unwrap().remove(0);
+        assert_eq!(y.host().unwrap().to_vec::<u64>().unwrap(), [u64::MAX, 4]);
+        assert_eq!(bools(&Compare(Relation::Equal), &[&text(&["a", "b"]), &text(&["b"])]), [0, 1]);
+    }
+}

@@ -76,17 +76,20 @@ impl Operator for Identity {
     }
 }
 
-/// Inference form: `x` and a mask of ones.
+/// Inference form, or training with ratio 0: `x` and a mask of ones.
 #[derive(Debug)]
 struct Dropout;
 
 impl Operator for Dropout {
     fn infer(&self, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
         let x = super::input(inputs, 0)?;
-        let training = inputs.get(2).copied().flatten();
-        if let Some(f) = training
-            && f.ints().is_some_and(|v| v.iter().any(|x| *x != 0))
-        {
+        let training = inputs.get(2).copied().flatten().and_then(Fact::ints);
+        let ratio = inputs.get(1).copied().flatten().and_then(|f| f.value.as_ref());
+        let keeps_all = match ratio.filter(|t| t.len() == 1) {
+            Some(ratio) => ratio.to_f64s()? == [0.0],
+            None => false,
+        };
+        if training.is_some_and(|v| v.iter().any(|x| *x != 0)) && !keeps_all {
             return Err(Error::unsupported("OP-DROPOUT", "dropout in training mode is not evaluated")
                 .hint("export the model for inference"));
         }
