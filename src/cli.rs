@@ -171,8 +171,7 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
         None => {
             let (paths, settings) = (context.paths.clone(), context.settings.clone());
             let (model, data) = (cli.open, crate::plan::DataSpec::default());
-            let lines =
-                (workbench.open)(Workbench { paths, settings, model, color, runs: false, data })?;
+            let lines = (workbench.open)(Workbench { paths, settings, model, color, runs: false, data })?;
             lines.iter().try_for_each(|line| context.write(&format!("{line}\n")))
         }
         Some(Command::Demo(args)) => demo::run(&context, args, workbench, color),

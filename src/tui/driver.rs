@@ -230,7 +230,7 @@ fn spawn_worker(
             fault("work");
             work(effect, &goal, &*backend)
         }))
-            .unwrap_or_else(|_| failed("this failed inside; the log has no more".into()));
+        .unwrap_or_else(|_| failed("this failed inside; the log has no more".into()));
         if let Some(data) = data {
             let _ = sender.send(Incoming::Msg(Msg::Data(data)));
         }

@@ -212,7 +212,10 @@ mod tests {
         let area = Rect::new(0, 1, 200, 58);
         for tab in Tab::ALL {
             let places = places(tab, Class::Large, area, Pane::of(tab)[0], false, 0);
-            assert_eq!(places.iter().map(|p| (p.pane, p.area)).collect::<Vec<_>>(), [(Pane::of(tab)[0], area)]);
+            assert_eq!(
+                places.iter().map(|p| (p.pane, p.area)).collect::<Vec<_>>(),
+                [(Pane::of(tab)[0], area)]
+            );
         }
     }
 

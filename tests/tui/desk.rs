@@ -194,8 +194,9 @@ impl Desk {
         let from = self.bytes().len();
         std::thread::sleep(time);
         let bytes = self.bytes()[from..].to_vec();
-        let starts: Vec<usize> =
-            (0..bytes.len().saturating_sub(FRAME.len() - 1)).filter(|i| bytes[*i..].starts_with(FRAME)).collect();
+        let starts: Vec<usize> = (0..bytes.len().saturating_sub(FRAME.len() - 1))
+            .filter(|i| bytes[*i..].starts_with(FRAME))
+            .collect();
         let ends = starts.iter().skip(1).copied().chain([bytes.len()]);
         starts.iter().zip(ends).map(|(a, b)| b - a).collect()
     }
@@ -218,7 +219,9 @@ impl Desk {
     pub fn is_taken(&self) -> bool {
         let seen = self.seen.lock().unwrap();
         let screen = seen.parser.screen();
-        screen.alternate_screen() && screen.hide_cursor() && modes(&**self.master.as_ref().unwrap()) != self.before
+        screen.alternate_screen()
+            && screen.hide_cursor()
+            && modes(&**self.master.as_ref().unwrap()) != self.before
     }
 
     /// Fails unless the terminal is as it was before the start.

@@ -74,7 +74,8 @@ fn shape(out: &mut String, cell: &Cell, x: u32, y: u32, ink: &str) -> bool {
         const ORDER: [(u32, u32); 8] = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3)];
         for (bit, (dx, dy)) in ORDER.iter().enumerate().filter(|(bit, _)| bits & (1 << bit) != 0) {
             let _ = bit;
-            let (cx, cy) = (f64::from(x) + 2.5 + 4.0 * f64::from(*dx), f64::from(y) + 2.5 + 4.7 * f64::from(*dy));
+            let (cx, cy) =
+                (f64::from(x) + 2.5 + 4.0 * f64::from(*dx), f64::from(y) + 2.5 + 4.7 * f64::from(*dy));
             writeln!(out, r#"<circle cx="{cx}" cy="{cy:.1}" r="1.3" fill="{ink}"/>"#).unwrap();
         }
     } else {
@@ -103,7 +104,8 @@ fn svg(buffer: &Buffer, title: &str) -> String {
             let ink = if reversed { GROUND.to_string() } else { hex(cell.fg, TEXT) };
             if reversed {
                 let ground = hex(cell.fg, TEXT);
-                writeln!(out, r#"<rect x="{px}" y="{py}" width="{WIDE}" height="{HIGH}" fill="{ground}"/>"#).unwrap();
+                writeln!(out, r#"<rect x="{px}" y="{py}" width="{WIDE}" height="{HIGH}" fill="{ground}"/>"#)
+                    .unwrap();
             }
             if cell.symbol() == " " || shape(&mut out, cell, px, py, &ink) {
                 x += 1;

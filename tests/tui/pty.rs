@@ -56,9 +56,7 @@ fn it_leaves_a_summary_where_one_asks_for_it() {
 #[test]
 fn signals_end_it_with_the_terminal_restored() {
     let home = home();
-    for (signal, code) in
-        [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131)]
-    {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131)] {
         let mut desk = start(home.path()).run();
         desk.wait_for(EMPTY);
         // A signal that comes before the first look at the jobs is as good as one that comes later.
@@ -322,7 +320,9 @@ fn without_colours_and_unicode_it_writes_neither() {
     assert!(written.is_ascii());
     for colour in ["\u{1b}[3", "\u{1b}[38;", "\u{1b}[9"] {
         let found = written.windows(colour.len() + 2).any(|w| {
-            w.starts_with(colour.as_bytes()) && w[colour.len()].is_ascii_digit() && w[colour.len() + 1] == b'm'
+            w.starts_with(colour.as_bytes())
+                && w[colour.len()].is_ascii_digit()
+                && w[colour.len() + 1] == b'm'
         });
         assert!(!found, "{colour:?} was written");
     }

@@ -94,7 +94,9 @@ fn the_log_tab() {
 
 #[test]
 fn dialogs() {
-    for (name, typed) in [("help", "?"), ("palette", ":"), ("goal", "2 b"), ("run", "2 r"), ("delete", "3 G D")] {
+    for (name, typed) in
+        [("help", "?"), ("palette", ":"), ("goal", "2 b"), ("run", "2 r"), ("delete", "3 G D")]
+    {
         let mut app = full(PLAIN);
         keys(&mut app, typed);
         check(&format!("dialog-{name}-80x24"), screen(&app, 80, 24));
@@ -129,7 +131,9 @@ fn colours(app: &App, width: u16, height: u16) -> String {
             _ => '?',
         }
     };
-    (0..height).map(|y| (0..width).map(|x| letter(x, y)).collect::<String>().trim_end().to_string() + "\n").collect()
+    (0..height)
+        .map(|y| (0..width).map(|x| letter(x, y)).collect::<String>().trim_end().to_string() + "\n")
+        .collect()
 }
 
 #[test]
@@ -197,8 +201,12 @@ fn no_size_of_the_window_makes_it_fail() {
     let begin = Instant::now();
     let states = states();
     // Every size around the borders of the layout classes and the smallest ones; a grid elsewhere.
-    let wide: Vec<u16> = (0..=220).filter(|w| *w < 9 || w % 13 == 0 || matches!(w, 59..=61 | 79..=81 | 119..=121 | 199..=201)).collect();
-    let high: Vec<u16> = (0..=70).filter(|h| *h < 7 || h % 9 == 0 || matches!(h, 14..=16 | 23..=25 | 39..=41 | 59..=61)).collect();
+    let wide: Vec<u16> = (0..=220)
+        .filter(|w| *w < 9 || w % 13 == 0 || matches!(w, 59..=61 | 79..=81 | 119..=121 | 199..=201))
+        .collect();
+    let high: Vec<u16> = (0..=70)
+        .filter(|h| *h < 7 || h % 9 == 0 || matches!(h, 14..=16 | 23..=25 | 39..=41 | 59..=61))
+        .collect();
     let mut frames = 0;
     for (i, w) in wide.iter().enumerate() {
         for (j, h) in high.iter().enumerate() {
@@ -297,7 +305,9 @@ fn tainted(look: Look, evil: &str) -> App {
 fn hostile_text_reaches_no_cell_and_moves_no_border() {
     for evil in HOSTILE {
         let mut app = tainted(PLAIN, evil);
-        for typed in ["1", "v", "v", "v", "2", "2 r", "Esc 2 Tab", "3", "3 Tab", "3 D", "Esc 4", "4 Tab Tab", "5", "?"] {
+        for typed in
+            ["1", "v", "v", "v", "2", "2 r", "Esc 2 Tab", "3", "3 Tab", "3 D", "Esc 4", "4 Tab Tab", "5", "?"]
+        {
             keys(&mut app, typed);
             for (w, h) in SIZES {
                 let buffer = drawn(&app, w, h);

@@ -376,9 +376,7 @@ fn disagreements(baseline: &Row, row: &Row, doc: &mut Doc) {
     if !paired || a.correct.is_empty() || std::ptr::eq(baseline, row) {
         return;
     }
-    let only = |x: &[bool], y: &[bool]| -> Vec<usize> {
-        (0..x.len()).filter(|i| x[*i] && !y[*i]).collect()
-    };
+    let only = |x: &[bool], y: &[bool]| -> Vec<usize> { (0..x.len()).filter(|i| x[*i] && !y[*i]).collect() };
     doc.heading("Item by item");
     for (label, items) in
         [("newly wrong", only(&a.correct, &b.correct)), ("newly right", only(&b.correct, &a.correct))]
