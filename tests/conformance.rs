@@ -207,6 +207,7 @@ fn document(passing: &BTreeMap<String, usize>, totals: (usize, usize)) -> String
         // Some operators have attributes without default.
         let attributes = ops::Attributes::new()
             .with("kernel_shape", ops::Attr::Ints(vec![1]))
+            .with("to", ops::Attr::Int(1))
             .with("num_groups", ops::Attr::Int(1));
         let gradient = (spec.parse)(&attributes, spec.opsets.1).is_ok_and(|o| o.differentiable());
         let cases = passing.get(&name).copied().unwrap_or(0);

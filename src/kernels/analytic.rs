@@ -127,10 +127,7 @@ fn exp_parts(x: f32) -> (f32, i32) {
     let n = shifted - ROUNDER;
     // ln 2 in two parts, the first exact in few bits.
     let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
-    let p = horner(
-        r,
-        [1.989_108e-4, 1.393_373_1e-3, 8.333_311e-3, 4.166_646_4e-2, 1.666_666_7e-1, 5.000_000_01e-1],
-    );
+    let p = horner(r, [1.989_108e-4, 1.393_373_1e-3, 8.333_311e-3, 4.166_646_4e-2, 1.666_666_7e-1, 0.5]);
     (r * r * p + r + 1.0, (shifted.to_bits() as i32).wrapping_sub(ROUNDER.to_bits() as i32))
 }
 
@@ -163,7 +160,7 @@ fn ln(x: f32) -> f32 {
     let p = horner(
         f,
         [
-            6.971_611_5e-2,
+            6.971_612e-2,
             -1.147_973_4e-1,
             1.168_542e-1,
             -1.242_568_7e-1,
@@ -171,7 +168,7 @@ fn ln(x: f32) -> f32 {
             -1.666_780_2e-1,
             2.000_071_6e-1,
             -2.499_999_7e-1,
-            3.333_333_1e-1,
+            3.333_333e-1,
         ],
     );
     let square = f * f;
@@ -186,7 +183,7 @@ fn tanh(x: f32) -> f32 {
     let a = f32::abs(x);
     let z = x * x;
     let near =
-        x + x * z * horner(z, [-6.096_714_2e-3, 2.099_717_9e-2, -5.385_091e-2, 1.333_277e-1, -3.333_333e-1]);
+        x + x * z * horner(z, [-6.096_714e-3, 2.099_718e-2, -5.385_091e-2, 1.333_277e-1, -3.333_333e-1]);
     // At 10 it is one to the last bit.
     let (p, n) = exp_parts(if a > 10.0 { 20.0 } else { a + a });
     let far = 1.0 - 2.0 / (p * power_of_two(n) + 1.0);
@@ -200,7 +197,7 @@ fn erf(x: f32) -> f32 {
     let z = x * x;
     let near = x + x * horner(
         z,
-        [-5.967_310_9e-4, 4.988_906e-3, -2.676_399_5e-2, 1.128_175_4e-1, -3.761_248_9e-1, 1.283_791_5e-1],
+        [-5.967_311e-4, 4.988_906e-3, -2.676_399_5e-2, 1.128_175_4e-1, -3.761_249e-1, 1.283_791_5e-1],
     );
     // -ln(erfc(a)) as a polynomial; at 3.95 erf is one to the last bit.
     let b = if a > 3.95 { 3.95 } else { a };

@@ -229,33 +229,65 @@ where
     }
 }
 
-/// `f` of each triple; one operand at least runs along the innermost axis in most uses, so that no form
-/// of the loop is worth its code.
-pub fn zip3<A, B, C, R, F>(plan: &Broadcast<3>, a: &[A], b: &[B], c: &[C], f: F) -> Vec<R>
-where
-    A: Copy + Sync,
-    B: Copy + Sync,
-    C: Copy + Sync,
-    R: Copy + Send,
-    F: Fn(A, B, C) -> R + Copy + Sync,
-{
-    let steps = plan.axes[plan.axes.len() - 1].1;
-    // SAFETY: as in `zip`.
-    unsafe {
-        filled(plan.len, unit(plan.inner()), 1, &|from, out: &mut [MaybeUninit<R>]| {
-            plan.stretches(from, from + out.len(), |first, n, [i, j, k]| {
-                let out = &mut out[first - from..][..n];
-                if steps == [1, 1, 1] {
+struct Zip3<'a, A, B, C, R, F> {
+    plan: &'a Broadcast<3>,
+    a: &'a [A],
+    b: &'a [B],
+    c: &'a [C],
+    from: usize,
+    out: &'a mut [MaybeUninit<R>],
+    f: F,
+}
+impl<A: Copy, B: Copy, C: Copy, R, F: Fn(A, B, C) -> R> Loop for Zip3<'_, A, B, C, R, F> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let Zip3 { plan, a, b, c, from, out, f } = self;
+        let steps = plan.axes[plan.axes.len() - 1].1;
+        plan.stretches(from, from + out.len(), |first, n, [i, j, k]| {
+            let out = &mut out[first - from..][..n];
+            match steps {
+                [1, 1, 1] => {
                     let operands = a[i..i + n].iter().zip(&b[j..j + n]).zip(&c[k..k + n]);
                     for (o, ((a, b), c)) in out.iter_mut().zip(operands) {
                         o.write(f(*a, *b, *c));
                     }
-                    return;
                 }
-                for (l, o) in out.iter_mut().enumerate() {
-                    o.write(f(a[i + l * steps[0]], b[j + l * steps[1]], c[k + l * steps[2]]));
+                [1, 1, 0] => {
+                    let c = c[k];
+                    for (o, (a, b)) in out.iter_mut().zip(a[i..i + n].iter().zip(&b[j..j + n])) {
+                        o.write(f(*a, *b, c));
+                    }
                 }
-            });
+                [1, 0, 1] => {
+                    let b = b[j];
+                    for (o, (a, c)) in out.iter_mut().zip(a[i..i + n].iter().zip(&c[k..k + n])) {
+                        o.write(f(*a, b, *c));
+                    }
+                }
+                _ => {
+                    for (l, o) in out.iter_mut().enumerate() {
+                        o.write(f(a[i + l * steps[0]], b[j + l * steps[1]], c[k + l * steps[2]]));
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// `f` of each triple.
+pub fn zip3<A, B, C, R, F>(plan: &Broadcast<3>, a: &[A], b: &[B], c: &[C], f: F) -> Vec<R>
+where
+    A: Copy + Sync,
+    B: Copy + Sync,
+    C: Lanes,
+    R: Copy + Send,
+    F: Fn(A, B, C) -> R + Copy + Sync,
+{
+    // SAFETY: as in `zip`.
+    unsafe {
+        filled(plan.len, unit(plan.inner()), 1, &|from, out| {
+            C::launch(Zip3 { plan, a, b, c, from, out, f });
         })
     }
 }
@@ -317,6 +349,8 @@ mod tests {
             assert!(found == wanted, "{out:?} {a:?} {b:?}");
             let three = zip3(&Broadcast::new(out, [a, b, a]), &x, &y, &x, |a, b, c| a + b + 2 * c);
             assert!(three.iter().zip(&wanted).zip(0..).all(|((t, w), i)| *t == w + 2 * x[index(i, out, a)]));
+            let other = zip3(&Broadcast::new(out, [a, a, b]), &x, &x, &y, |a, b, c| a + 2 * b + c);
+            assert!(other == three, "{out:?} {a:?} {b:?}");
             let wide = spread(&Broadcast::new(out, [a]), &x);
             assert!(wide.len() == count(out) && wide.iter().zip(0..).all(|(w, i)| *w == x[index(i, out, a)]));
         }

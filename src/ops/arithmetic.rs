@@ -56,7 +56,13 @@ impl Op {
             Op::Pow => match b {
                 [e] if *e == T::of(2.0) => zip(plan, a, b, |a, _| a * a),
                 [e] if *e == T::of(3.0) => zip(plan, a, b, |a, _| a * a * a),
-                // A root of negative infinity is NaN, its power is not.
+                [e] if *e == T::ONE => zip(plan, a, b, |a, _| a),
+                [e] if *e == -T::ONE => zip(plan, a, b, |a, _| T::ONE / a),
+                // The power of negative infinity and of negative zero is positive, the root is not.
+                [e] if *e == T::of(0.5) => zip(plan, a, b, |a, _| {
+                    let root = a.sqrt() + T::ZERO;
+                    if a == T::LOWEST { T::HIGHEST } else { root }
+                }),
                 _ => zip(plan, a, b, |a, b| a.powf(b)),
             },
             Op::Modulo | Op::Remainder => zip(plan, a, b, |a, b| a % b),
@@ -140,14 +146,14 @@ fn power(a: &Value, b: &Value) -> Result<Value> {
         (_, Value::Float(_)) => {
             let exponent = b.to_tensor()?.to_f64s()?;
             elements::whole!(&[a], v => {
-                let data = zip(&plan, v[0], &exponent, |a, b| narrowed(a, b));
+                let data = zip(&plan, v[0], &exponent, narrowed);
                 elements::narrowed(a.dtype(), &shape, data)
             })
         }
         _ => {
             let exponent = b.ints()?;
             elements::whole!(&[a], v => {
-                elements::narrowed(a.dtype(), &shape, zip(&plan, v[0], &exponent, |a, b| Whole::pow(a, b)))
+                elements::narrowed(a.dtype(), &shape, zip(&plan, v[0], &exponent, Whole::pow))
             })
         }
     }
@@ -210,6 +216,7 @@ impl Binary {
                     zip(&Broadcast::new(grad.dims(), [grad.dims(), b.shape()]), &dy, y, |g, b| g / b)
                 }
                 (Op::Div, _) => each(|g, a, b| -(g * a) / (b * b)),
+                (Op::Pow, 0) if matches!(y, [e] if *e == T::of(2.0)) => each(|g, a, _| g * (a + a)),
                 // A constant has no slope, at zero neither.
                 (Op::Pow, 0) => each(|g, a, b| if b == T::ZERO { b } else { g * b * a.powf(b - T::ONE) }),
                 // The logarithm of a base that is not positive is left out.

@@ -47,10 +47,7 @@ pub fn content(dtype: DType, inputs: &[Option<&Fact>], f: impl Fn(&[&Dim]) -> Op
     let Some(parts) = inputs.iter().flatten().map(|f| dims(f)).collect::<Option<Vec<_>>>() else {
         return Ok(fact);
     };
-    let n = match parts.iter().map(Vec::len).find(|n| *n != 1) {
-        Some(n) => n,
-        None => 1,
-    };
+    let n = parts.iter().map(Vec::len).find(|n| *n != 1).unwrap_or(1);
     if parts.iter().any(|p| p.len() != n && p.len() != 1) {
         return Ok(fact);
     }

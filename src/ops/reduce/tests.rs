@@ -63,7 +63,7 @@ fn extremes_hand_on_nan_and_logarithms_of_sums_do_not_overflow() {
     assert!(run(&*op("ReduceMin", 18, Attributes::new()), &[&x]).1[0].is_nan());
     let x = floats(&[2], vec![1000.0, 1000.0]);
     let y = run(&*op("ReduceLogSumExp", 18, Attributes::new()), &[&x]).1[0];
-    assert!((y - 1000.693_1).abs() < 1e-3);
+    assert!((y - 1_000.693_1).abs() < 1e-3);
 }
 
 #[test]
