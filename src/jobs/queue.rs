@@ -47,10 +47,7 @@ fn program() -> Result<PathBuf> {
 pub fn dispatch_with(paths: &Paths, settings: &Settings, program: &Path) -> Result<Vec<JobId>> {
     let mut started = Vec::new();
     let queued = |jobs: Vec<JobHandle>| -> Vec<JobHandle> {
-        let mut queued: Vec<JobHandle> = jobs.into_iter().filter(|j| j.dir.join(QUEUED).exists()).collect();
-        // Ids of one second are in no order.
-        queued.sort_by_cached_key(|j| (j.info().map_or(0, |i| i.created_ms), j.id.clone()));
-        queued
+        jobs.into_iter().filter(|j| j.dir.join(QUEUED).exists()).collect()
     };
     if queued(store::list(paths)).is_empty() {
         return Ok(started);

@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Identity of a job: `20261123-143015-a1b2`. Sorts by time of creation.
+/// Identity of a job: `20261123-143015-a1b2`. Sorts by time of creation, to the millisecond.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct JobId(String);
@@ -24,8 +24,10 @@ pub struct JobId(String);
 impl JobId {
     fn new() -> JobId {
         use std::hash::{BuildHasher, Hasher};
-        let random = std::hash::RandomState::new().build_hasher().finish() as u16;
-        JobId(format!("{}-{random:04x}", clock::stamp(clock::wall_ms())))
+        let now = clock::wall_ms();
+        // Milliseconds before chance, so that ids of one second are in order too.
+        let random = std::hash::RandomState::new().build_hasher().finish() % 64;
+        JobId(format!("{}-{:04x}", clock::stamp(now), now % 1000 * 64 + random))
     }
 
     /// The id as text.
