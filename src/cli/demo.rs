@@ -105,10 +105,12 @@ fn introduce(context: &Context, model: &Path) -> Result<()> {
 }
 
 /// Variants of the demo: name, steps, and whether they must compute what the original computes. Norms
-/// are folded before the quantiser sees the graph.
+/// are folded before the quantiser sees the graph; a cut without training after it is spread over all
+/// layers, because one that picks the smallest norms of the whole net takes too much of a few.
 fn variants() -> Vec<(&'static str, Vec<Step>, bool)> {
     let optimize = || Step::new("optimize");
-    let prune = |ratio: f64| Step::new("prune").with("criterion", "l2").with("ratio", ratio);
+    let prune =
+        |ratio: f64| Step::new("prune").with("criterion", "l2").with("ratio", ratio).with("scope", "layer");
     let int8 = || Step::new("quantize").with("scheme", "static-int8");
     vec![
         ("optimized", vec![optimize()], true),

@@ -53,8 +53,10 @@ impl Rule for Prune {
                 layer.time.high * keep(0.3),
             );
         }
+        // Without training after it, a cut of the smallest norms of the whole net takes too much of a few
+        // layers: on the digits sample 20 % cost 85 points of accuracy that way, and 6 spread evenly.
         forecast.steps.push(
-            Step::new("prune").with("criterion", "l2").with("ratio", self.ratio).with("scope", "global"),
+            Step::new("prune").with("criterion", "l2").with("ratio", self.ratio).with("scope", "layer"),
         );
         forecast.seconds += 0.3 + facts.summary.file_bytes as f64 / 200e6;
         // One shot by norm without retraining: published losses grow faster than the ratio.
