@@ -64,7 +64,7 @@ def write(path, megabytes, external):
             f.truncate(layers * WEIGHT)
 
 
-def main(directory, inline=1984, external=6144):
+def main(directory, inline=2304, external=6144):
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write(directory / "inline.onnx", int(inline), False)

@@ -173,6 +173,8 @@ impl Pass for Optimize {
     }
 
     fn estimate(&self, graph: &Graph) -> Estimate {
+        let lifted = lifted(graph);
+        let graph = lifted.as_ref().unwrap_or(graph);
         let bytes = weight_bytes(graph);
         let nodes = graph.nodes().len() as f64;
         // Only products that absorb what follows them are read, and stay in memory once changed.

@@ -139,12 +139,20 @@ impl Pass for Quantize {
     }
 
     fn estimate(&self, graph: &Graph) -> Estimate {
+        let lifted = lifted(graph);
+        let graph = lifted.as_ref().unwrap_or(graph);
         let bytes: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         let largest = graph.initializers().map(|(_, t)| t.byte_len()).max().unwrap_or(0);
+        // Weights are read in pieces; their int8 elements are held, one at a time transposed while it is
+        // written. Calibration runs the float model.
+        let (calibration, covered) = match self.settings.scheme {
+            Scheme::DynamicInt8 => (0, dynamic::covered(graph, &self.settings)),
+            Scheme::StaticInt8 => (bytes + largest, bytes),
+        };
         Estimate {
-            seconds: bytes as f64 / 5e8,
-            memory: Bytes(bytes / 4 + 2 * largest),
-            disk: Bytes(bytes / 3),
+            seconds: (bytes + 8 * calibration) as f64 / 5e8,
+            memory: Bytes(covered / 4 + largest / 4 + calibration + (16 << 20)),
+            disk: Bytes(bytes - covered + covered / 3),
         }
     }
 

@@ -15,7 +15,8 @@ pub(super) fn sweep(sweep: &mut Sweep<'_>) -> Result<()> {
     for i in 0..sweep.graph.nodes().len() {
         let node = sweep.graph.node(i);
         let Some(op) = node.op.clone() else { continue };
-        let kept = node.op_type == "DequantizeLinear" || node.is("Constant");
+        // An identity is removed, which copies nothing.
+        let kept = node.op_type == "DequantizeLinear" || node.is("Constant") || node.is("Identity");
         if !op.deterministic() || !node.bodies.is_empty() || kept {
             continue;
         }
@@ -132,7 +133,6 @@ fn moved(node: &Node, inputs: &[Option<Tensor>], outputs: &[Fact]) -> Option<(Va
             let perm = super::pairs::permutation(node, rank)?;
             Some((*y, x.transposed(&perm)))
         }
-        "Identity" => Some((*y, x.clone())),
         "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => {
             Some((*y, x.reshaped(outputs.first()?.fixed_shape()?).ok()?))
         }

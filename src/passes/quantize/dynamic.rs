@@ -11,7 +11,7 @@ use crate::ops::{Attr, Attributes};
 use crate::passes::optimize::drop_unused_constants;
 use crate::passes::{Ctx, PassReport};
 use crate::tensor::{DType, Tensor};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// The way in which a node is quantised.
 enum Kind {
@@ -57,6 +57,18 @@ fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'stat
         }
     }
     Ok(None)
+}
+
+/// Bytes of the weights that become int8.
+pub(super) fn covered(graph: &Graph, settings: &Settings) -> u64 {
+    let weights: BTreeSet<ValueId> = (0..graph.nodes().len())
+        .filter(|i| !settings.excluded(graph, *i))
+        .filter_map(|i| match kind(graph, i) {
+            Ok(Some(Kind::Product { weight: v, .. } | Kind::Embedding { table: v })) => Some(v),
+            _ => None,
+        })
+        .collect();
+    weights.iter().filter_map(|v| graph.initializer(*v)).map(|t| t.byte_len()).sum()
 }
 
 /// Fails where nothing would be quantised.

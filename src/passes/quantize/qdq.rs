@@ -51,9 +51,6 @@ fn role(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Role>, &'stat
     if node.is("ConvTranspose") {
         return Err("ONNX Runtime has no integer kernel for it");
     }
-    if node.is("BatchNormalization") {
-        return Err("batch norms stay in float: `optimize` folds them into the convolution before");
-    }
     let domain = crate::ops::canonical_domain(&node.domain);
     Ok(match (domain, node.op_type.as_str()) {
         ("", "Add" | "Mul") => {
