@@ -22,18 +22,37 @@ fn ppocr(part: &str) -> PathBuf {
     cache::fetched("ppocr").file(&format!("{part}_infer.onnx")).unwrap()
 }
 
-/// Smooth shapes with some noise, in the range of normalised pixels.
+/// Rows of the letters of a word, five pixels wide.
+const LETTERS: [[u8; 7]; 8] = [
+    [0b11111, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100], // T
+    [0b01110, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100, 0b01110], // I
+    [0b10001, 0b11001, 0b10101, 0b10011, 0b10001, 0b10001, 0b10001], // N
+    [0b01111, 0b10000, 0b10000, 0b01110, 0b00001, 0b00001, 0b11110], // S
+    [0b10001, 0b11011, 0b10101, 0b10101, 0b10001, 0b10001, 0b10001], // M
+    [0b01110, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100, 0b01110], // I
+    [0b11111, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100], // T
+    [0b10001, 0b10001, 0b10001, 0b11111, 0b10001, 0b10001, 0b10001], // H
+];
+
+/// Dark letters on bright, slightly noisy paper, in the range of normalised pixels: a line that fills
+/// a low image, several lines on a high one.
 fn image(shape: [usize; 4]) -> Tensor {
     let [n, c, h, w] = shape;
+    let scale = if h <= 48 { h / 9 } else { 3 };
     let mut state = 1u32;
     let mut pixels = Vec::with_capacity(n * c * h * w);
-    for i in 0..n * c {
-        for y in 0..h {
-            for x in 0..w {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let noise = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
-                let stroke = if (x / 5 + y / 7 + i) % 3 == 0 { 0.8 } else { -0.6 };
-                pixels.push(stroke + 0.4 * noise);
+    for i in 0..n {
+        for _ in 0..c {
+            for y in 0..h {
+                for x in 0..w {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    let noise = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+                    let (row, column) = ((y / scale) % 11, x / scale);
+                    let letter = LETTERS[(column / 6 + i) % LETTERS.len()];
+                    let inside = (1..8).contains(&row) && column % 6 < 5;
+                    let ink = inside && letter[row - 1] >> (4 - column % 6) & 1 == 1;
+                    pixels.push(if ink { -0.9 } else { 0.9 } + 0.1 * noise);
+                }
             }
         }
     }
@@ -52,13 +71,15 @@ fn agrees(executor: &Executor, session: &mut Session, input: Tensor) {
     let wanted = session.run(&feed).unwrap();
     let found = executor.run(&feed).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
     let distance = parity(&wanted, &found, 1e-3).unwrap();
-    println!("{shape:?}: {:.2e} of the largest output", distance.max_rel);
+    let values = wanted[0].1.to_f64s().unwrap();
+    let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+    println!(
+        "{shape:?}: {:.2e} of the largest output, which spread {low:.3e} to {high:.3e}",
+        distance.max_rel
+    );
     assert!(distance.first.is_none() && distance.not_finite == 0, "{shape:?}: {distance:?}");
     // A model that answers the same to everything would agree with anything.
-    let values = wanted[0].1.to_f64s().unwrap();
-    let spread =
-        values.iter().fold(f64::MIN, |m, v| m.max(*v)) - values.iter().fold(f64::MAX, |m, v| m.min(*v));
-    assert!(spread > 1e-3, "{shape:?}: outputs spread over {spread}");
+    assert!(high - low > 0.1, "{shape:?}: outputs spread over {}", high - low);
 }
 
 fn agree_on_images(part: &str, shapes: &[[usize; 4]]) {
@@ -72,7 +93,7 @@ fn agree_on_images(part: &str, shapes: &[[usize; 4]]) {
 
 #[test]
 fn text_direction_agrees_with_the_runtime_at_every_size() {
-    agree_on_images("cls", &[[1, 3, 48, 192], [3, 3, 48, 192], [1, 3, 32, 100]]);
+    agree_on_images("cls", &[[1, 3, 48, 192], [3, 3, 48, 192], [1, 3, 48, 100]]);
 }
 
 #[test]
@@ -91,17 +112,31 @@ fn file_types_of_real_files_are_recognised_as_the_runtime_does() {
     let (executor, mut session) =
         (Executor::new(&formats::load(&path).unwrap().graph).unwrap(), session(&path));
     let labels = cache::fetched("magika").file("config.min.json").unwrap();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let rust: DataSet =
-        DataSet::open(&format!("bytes:{}?labels={}#0..16", sources.display(), labels.display())).unwrap();
-    agrees(&executor, &mut session, rust.input().clone());
-    let out = executor.run(&[("bytes".into(), rust.input().clone())]).unwrap().remove(0).1;
+    let (root, named) = (Path::new(env!("CARGO_MANIFEST_DIR")), tempfile::tempdir().unwrap());
+    let sources =
+        ["src/lib.rs", "src/ops.rs", "src/graph.rs", "src/tensor.rs", "src/error.rs", "src/execute.rs"];
+    let files = sources.map(|f| ("rust", f)).into_iter().chain([
+        ("toml", "Cargo.toml"),
+        ("toml", "deny.toml"),
+        ("markdown", "README.md"),
+        ("markdown", "docs/architecture.md"),
+    ]);
+    for (class, file) in files {
+        let folder = named.path().join(class);
+        fs::create_dir_all(&folder).unwrap();
+        fs::copy(root.join(file), folder.join(file.replace('/', "_"))).unwrap();
+    }
+    let real: DataSet =
+        DataSet::open(&format!("bytes:{}?labels={}", named.path().display(), labels.display())).unwrap();
+    assert_eq!(real.len(), 10);
+    agrees(&executor, &mut session, real.input().clone());
+    let out = executor.run(&[("bytes".into(), real.input().clone())]).unwrap().remove(0).1;
     let (classes, out) = (out.shape()[1], out.to_f32s().unwrap());
-    let hits = rust.labels().iter().enumerate().filter(|(row, label)| {
+    let hits = real.labels().iter().enumerate().filter(|(row, label)| {
         let row = &out[row * classes..(row + 1) * classes];
         row.iter().all(|v| *v <= row[**label])
     });
-    assert!(hits.count() >= 15, "of 16 files of Rust");
+    assert!(hits.count() >= 9, "of 10 files");
     // Any bytes, one file and several.
     for n in [1, 5] {
         let mut state = 7u32;
@@ -189,7 +224,9 @@ fn summaries_of_real_models_know_every_operator_and_count_every_product() {
             summary.warnings
         );
         assert_eq!(summary.macs_unknown, 0, "{}", path.display());
-        assert_eq!(summary.warnings, [""; 0], "{}", path.display());
+        let about_sizes = |w: &&String| !w.contains("negative dimensions were read as unknown");
+        let others: Vec<&String> = summary.warnings.iter().filter(about_sizes).collect();
+        assert!(others.is_empty(), "{}: {others:?}", path.display());
         assert_eq!(summary.macs, counted(&opened.graph, &[(opened.graph.value_name(first).into(), input)]));
     }
 }

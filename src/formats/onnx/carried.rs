@@ -122,7 +122,8 @@ pub(super) fn to_type(proto: &TypeProto) -> (Option<Type>, bool) {
                         negative = true;
                         Dim::unknown()
                     }
-                    Some(DimValue::DimParam(s)) if !s.is_empty() => Dim::symbol(s),
+                    // A question mark is no name: two of them need not be the same size.
+                    Some(DimValue::DimParam(s)) if !s.is_empty() && s != "?" => Dim::symbol(s),
                     _ => Dim::unknown(),
                 };
                 let shape = t.shape.as_ref().map(|s| s.dim.iter().map(dim).collect());
