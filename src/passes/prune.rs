@@ -148,8 +148,10 @@ pub struct Decision {
     pub scores: Vec<Option<Vec<f64>>>,
     /// By group: why it stays as it is, where it does.
     pub stays: Vec<Option<String>>,
-    /// Parameters that `ratio` is a part of.
+    /// Parameters that would leave if every unit that may leave did.
     pub prunable_parameters: u64,
+    /// Parameters that `ratio` is a part of.
+    pub whole_parameters: u64,
     /// Parameters that leave.
     pub removed_parameters: u64,
 }
@@ -168,6 +170,7 @@ struct Room {
     candidates: Vec<Candidate>,
     bounds: Bounds,
     target: u64,
+    prunable: u64,
     whole: u64,
 }
 
@@ -209,7 +212,7 @@ impl Room {
             };
             return Err(e);
         }
-        Ok(Room { coupled, stays, candidates, bounds, target, whole })
+        Ok(Room { coupled, stays, candidates, bounds, target, prunable, whole })
     }
 }
 
@@ -287,7 +290,8 @@ pub fn decide(graph: &Graph, settings: &Settings, monitor: &dyn Monitor) -> Resu
         leaves,
         scores,
         stays,
-        prunable_parameters: room.whole,
+        prunable_parameters: room.prunable,
+        whole_parameters: room.whole,
         removed_parameters: removed,
         coupled: room.coupled,
     })
@@ -327,8 +331,9 @@ fn tell(graph: &Graph, decision: &Decision, report: &mut PassReport) {
             let chosen = group.numbers().zip(scores).filter(|(u, _)| decision.leaves[*u] == leaves);
             spread(chosen.map(|(_, s)| *s).collect())
         };
+        let what = if group.weights().all(|p| p.per_unit == 1) { "channels" } else { "units" };
         let mut detail = format!(
-            "{} -> {} units; {named}; score min/median/max kept {}, removed {}",
+            "{} -> {} {what}; {named}; score min/median/max kept {}, removed {}",
             group.units,
             decision.kept(group),
             of(false),
@@ -352,7 +357,7 @@ fn facts_of(report: &mut PassReport, before: &Summary, after: &Summary, decision
     set("weight_bytes_after", after.weight_bytes as f64);
     set("prunable_parameters", decision.prunable_parameters as f64);
     set("removed_parameters", decision.removed_parameters as f64);
-    set("ratio", decision.removed_parameters as f64 / decision.prunable_parameters.max(1) as f64);
+    set("ratio", decision.removed_parameters as f64 / decision.whole_parameters.max(1) as f64);
     set("units_removed", decision.leaves.iter().filter(|l| **l).count() as f64);
 }
 

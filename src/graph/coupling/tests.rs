@@ -156,3 +156,34 @@ fn huge_declared_axes_cost_nothing() {
     let graph = edit.commit().unwrap();
     assert_eq!(told(&graph).len(), 2);
 }
+
+#[test]
+fn a_thousand_wide_nodes_are_coupled_at_once() {
+    let mut edit = Edit::new("g", &[("", 17)]);
+    let shape = vec![Dim::symbol("n"), Dim::from(2048i64)];
+    let mut x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape: Some(shape) });
+    let w = zeros(&mut edit, "w", &[2048, 2048]);
+    let (a, b) = (zeros(&mut edit, "a", &[2048, 1024]), zeros(&mut edit, "b", &[1024, 2048]));
+    for i in 0..170 {
+        let y = edit.add_op("MatMul", &[x, w], Attributes::new(), &format!("y{i}"));
+        let z = edit.add_op("MatMul", &[y, a], Attributes::new(), &format!("z{i}"));
+        let r = edit.add_op("Relu", &[z], Attributes::new(), &format!("r{i}"));
+        let s = edit.add_op("MatMul", &[r, b], Attributes::new(), &format!("s{i}"));
+        let both =
+            edit.add_op("Concat", &[s, y], Attributes::new().with("axis", Attr::Int(1)), &format!("c{i}"));
+        let parts: Vec<ValueId> = (0..2).map(|o| edit.add_value(&format!("p{i}.{o}"), None)).collect();
+        let split = Node::new("Split", vec![Some(both)], parts.iter().copied().map(Some).collect());
+        edit.add_node(split.named(format!("split{i}")).with(Attributes::new().with("axis", Attr::Int(1))));
+        x = edit.add_op("Add", &parts, Attributes::new(), &format!("x{i}"));
+    }
+    let y = edit.add_op("Relu", &[x], Attributes::new(), "y");
+    edit.add_output(y);
+    let graph = edit.commit().unwrap();
+    let facts = graph.infer(&|_| None).unwrap();
+    let start = std::time::Instant::now();
+    let c = Coupled::of(&graph, &facts, &Options::default());
+    eprintln!("{} nodes in {:?}", graph.nodes().len(), start.elapsed());
+    let inner = c.groups().iter().find(|g| g.prunable()).unwrap();
+    assert_eq!((inner.units, inner.weights().count()), (1024, 2));
+    assert_eq!(c.units(), 2048 + 1024);
+}
