@@ -1,3 +1,5 @@
+//! Reductions in every form and type.
+
 use super::*;
 use crate::ops::Attr;
 use crate::tensor::Tensor;
