@@ -16,9 +16,11 @@ use std::collections::BTreeMap;
 /// Version of [`PassReport`].
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// Pushes batches of named input tensors into the given function until the data ends or it fails.
-pub type Feed<'a> =
-    dyn Fn(&mut dyn FnMut(&[(String, Tensor)]) -> Result<()>) -> Result<()> + Send + Sync + 'a;
+/// Takes one batch of named input tensors.
+pub type Sink<'a> = dyn FnMut(&[(String, Tensor)]) -> Result<()> + 'a;
+
+/// Pushes batches into the given sink until the data ends or it fails.
+pub type Feed<'a> = dyn Fn(&mut Sink<'_>) -> Result<()> + Send + Sync + 'a;
 
 /// What a pass may use.
 pub struct Ctx<'a> {

@@ -14,7 +14,7 @@ use crate::formats::{self, SaveOptions};
 use crate::graph::Graph;
 use crate::jobs::request::{Request, Sampling, Subject};
 use crate::monitor::{Level, Monitor};
-use crate::passes::{self, Ctx, Feed, PassReport};
+use crate::passes::{self, Ctx, Feed, PassReport, Sink};
 use crate::plan::{Recipe, Step};
 use crate::save;
 use crate::units::{Bytes, Span};
@@ -67,9 +67,7 @@ impl Work for Run {
             .num_threads(resolved.threads)
             .build()
             .map_err(|e| Error::internal("THREADS", format!("cannot start threads: {e}")))?;
-        let read = |batch: &mut dyn FnMut(&[(String, crate::tensor::Tensor)]) -> Result<()>| {
-            calibration.as_ref().map_or(Ok(()), |c| c.feed(batch))
-        };
+        let read = |sink: &mut Sink<'_>| calibration.as_ref().map_or(Ok(()), |c| c.feed(sink));
         let feed: Option<&Feed<'_>> = calibration.is_some().then_some(&read);
 
         let mut saved = ctx.done.map(|c| c.dir.clone());

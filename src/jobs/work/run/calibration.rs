@@ -5,6 +5,7 @@ use crate::data::DataSet;
 use crate::error::{Error, Result};
 use crate::evaluate::accuracy::InputForm;
 use crate::graph::{Graph, Type};
+use crate::passes::Sink;
 use crate::tensor::Tensor;
 
 /// Most rows of a batch where the model leaves that open.
@@ -64,10 +65,10 @@ impl Calibration {
         self.data.hash()
     }
 
-    /// Pushes all batches, in order.
-    pub(super) fn feed(&self, push: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>) -> Result<()> {
+    /// Hands over all batches, in order.
+    pub(super) fn feed(&self, sink: &mut Sink<'_>) -> Result<()> {
         for rows in self.batches() {
-            push(&[(self.input.clone(), rows?)])?;
+            sink(&[(self.input.clone(), rows?)])?;
         }
         Ok(())
     }
