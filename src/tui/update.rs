@@ -521,6 +521,8 @@ fn confirm_run(app: &mut App) {
         });
     }
     lines.push("The job goes on when the workbench is closed.".into());
+    let key = app.keymap.key_name(Action::Export);
+    lines.push(format!("{key} on this tab writes the recipe to a file."));
     app.overlay = Some(Overlay::Confirm(Box::new(Confirm {
         title: "Run".into(),
         lines,

@@ -6,7 +6,10 @@ use ratatui::buffer::{Buffer, Cell};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
 use std::fmt::Write;
-use tinsmith::tui::app::App;
+use std::sync::Arc;
+use tinsmith::compare::Comparison;
+use tinsmith::jobs::Status;
+use tinsmith::tui::app::{App, Data};
 use tinsmith::tui::theme::{Depth, Look, ThemeName};
 use tinsmith::tui::view;
 
@@ -140,9 +143,21 @@ fn svg(buffer: &Buffer, title: &str) -> String {
     out
 }
 
+/// What `tinsmith demo` measured, as `e` on the Compare tab wrote it; raw samples left out, names of people
+/// and machines made up.
+const DEMO: &str = include_str!("demo-comparison.json");
+
 fn compared() -> App {
     let look = Look { theme: ThemeName::Dark, depth: Depth::True, ascii: false, ssh: false };
-    let mut app = full(look);
+    let table: Comparison = serde_json::from_str(DEMO).unwrap();
+    let mut app = blank(look);
+    let mut all = job("20261124-153627-0f49", "compare all", Status::Finished);
+    all.model = "/home/ada/.local/share/tinsmith/models/digits-resnet/digits-resnet.onnx".into();
+    let measured = table.rows.iter().map(|r| r.measurement.clone()).collect();
+    Arc::make_mut(&mut all.state).measurements = measured;
+    data(&mut app, Data::Jobs(vec![all]));
+    let generation = app.compare.generation;
+    data(&mut app, Data::Compared { generation, result: Ok(table) });
     keys(&mut app, "4 j j Tab");
     app
 }

@@ -297,6 +297,9 @@ pub(super) fn scatter(pen: &mut Pen<'_>, dots: &[Dot<'_>], x_title: &str, y_titl
     let (x0, x1) = ends(&mut dots.iter().map(|d| d.x));
     let (y0, y1) = ends(&mut dots.iter().map(|d| d.y));
     let x0 = x0.max(0.0);
+    // Parts of a whole get no axis beyond it.
+    let part = dots.iter().all(|d| (0.0..=1.0).contains(&d.y));
+    let (y0, y1) = if part { (y0.max(0.0), y1.min(1.0)) } else { (y0, y1) };
     let mut raster = Raster::new(columns, rows, pen.ascii());
     let (across, down) = (raster.width() - 1, raster.height() - 1);
     let at = |d: &Dot<'_>, across: usize, down: usize| -> (usize, usize) {
@@ -335,10 +338,11 @@ pub(super) fn scatter(pen: &mut Pen<'_>, dots: &[Dot<'_>], x_title: &str, y_titl
         b <= columns && !taken.iter().any(|(ty, ta, tb)| *ty == y && a < *tb + 1 && *ta < b + 1)
     };
     let mut order: Vec<usize> = (0..dots.len()).collect();
-    order.sort_by_key(|i| (!dots[*i].selected, !dots[*i].front));
-    for i in order {
-        let dot = &dots[i];
-        let (x, y) = places[i];
+    // Where points fall on each other, the baseline and the selected one are seen.
+    order.sort_by_key(|i| (dots[*i].selected, dots[*i].baseline, dots[*i].front));
+    for i in &order {
+        let dot = &dots[*i];
+        let (x, y) = places[*i];
         let (mark, role) = match (dot.baseline, dot.front) {
             (true, _) => ("◆", Role::Strong),
             (_, true) => ("●", Role::Good),
@@ -346,6 +350,10 @@ pub(super) fn scatter(pen: &mut Pen<'_>, dots: &[Dot<'_>], x_title: &str, y_titl
         };
         let role = if dot.selected { Role::Key } else { role };
         pen.text(GUTTER + x, top + y, mark, role);
+    }
+    for i in order.into_iter().rev() {
+        let dot = &dots[i];
+        let (x, y) = places[i];
         let label = crate::text::clean(dot.label, 24);
         let wide = crate::text::columns(&label);
         let mut candidates = vec![(y, x + 2)];

@@ -25,7 +25,7 @@ const COLUMNS: [Column; 11] = [
     right("memory", 9, 6),
     left("vs baseline", 17, 8),
     right("quality", 8, 0),
-    left("vs baseline", 18, 2),
+    left("vs baseline", 21, 2),
     left("front", 6, 7),
     left("conclusion", 22, 5),
 ];

@@ -135,14 +135,19 @@ fn job_row(app: &App, pen: &mut Pen<'_>, y: usize, job: &Job) {
     pen.spans(x, y, width.saturating_sub(x + 1), &[span(text, tone)]);
 }
 
-/// What a finished job brought: `-74% size  +1.8x`, of its last variant against `original`.
+/// What a finished job brought: `-74% size  1.80× speed  -0.40 pt`, of its variant against `original`; of
+/// several variants their number.
 fn outcome(state: &JobState) -> Option<String> {
     let base = state.measurements.iter().find(|m| m.variant == "original")?;
     let failed = state.measurements.iter().filter(|m| !m.failures.is_empty()).count();
     if failed > 0 {
         return Some(format!("{failed} of {} not measured", many(state.measurements.len(), "variant")));
     }
-    let last = state.measurements.iter().rev().find(|m| m.variant != "original")?;
+    let mut others = state.measurements.iter().filter(|m| m.variant != "original");
+    let (last, more) = (others.next()?, others.count());
+    if more > 0 {
+        return Some(format!("{} measured", many(state.measurements.len(), "variant")));
+    }
     let mut parts = Vec::new();
     if base.file_bytes > 0 {
         let change = 100.0 * (last.file_bytes as f64 / base.file_bytes as f64 - 1.0);
@@ -152,6 +157,9 @@ fn outcome(state: &JobState) -> Option<String> {
         && b.p50 > 0.0
     {
         parts.push(format!("{:.2}× speed", a.p50 / b.p50));
+    }
+    if let (Some(a), Some(b)) = (&base.quality, &last.quality) {
+        parts.push(format!("{:+.2} pt", 100.0 * (b.value - a.value)));
     }
     (!parts.is_empty()).then(|| parts.join("  "))
 }
