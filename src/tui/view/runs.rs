@@ -158,7 +158,9 @@ fn outcome(state: &JobState) -> Option<String> {
     {
         parts.push(format!("{:.2}× speed", a.p50 / b.p50));
     }
-    if let (Some(a), Some(b)) = (&base.quality, &last.quality) {
+    if let (Some(a), Some(b)) = (&base.quality, &last.quality)
+        && a.metric.contains("acc")
+    {
         parts.push(format!("{:+.2} pt", 100.0 * (b.value - a.value)));
     }
     (!parts.is_empty()).then(|| parts.join("  "))
