@@ -8,7 +8,7 @@ use tinsmith::error::{Kind, Result};
 use tinsmith::formats;
 use tinsmith::graph::Graph;
 use tinsmith::monitor::Silent;
-use tinsmith::passes::{self, Ctx, Feed, PassReport};
+use tinsmith::passes::{self, Ctx, Feed, PassReport, Sink};
 use tinsmith::tensor::{DType, Tensor};
 
 fn run(pass: &str, settings: &str, graph: &Graph, feed: Option<&Feed<'_>>) -> Result<(Graph, PassReport)> {
@@ -77,7 +77,7 @@ fn static_int8_of_a_convolutional_net_runs_and_stays_close() {
     let file = cache::fetched("ppocr").file("cls_infer.onnx").unwrap();
     let graph = formats::load(&file).unwrap().graph;
     let (graph, _) = run("optimize", "", &graph, None).unwrap();
-    let feed = |push: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| {
+    let feed = |push: &mut Sink<'_>| {
         [3, 5, 8, 9].into_iter().try_for_each(|step| push(&picture([2, 3, 48, 192], step)))
     };
     let (int8, report) = run("quantize", "scheme = 'static-int8'", &graph, Some(&feed)).unwrap();

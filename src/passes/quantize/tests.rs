@@ -4,7 +4,7 @@ use super::*;
 use crate::graph::{Edit, Type};
 use crate::monitor::Silent;
 use crate::ops::{Attr, Attributes, Dim};
-use crate::passes::Feed;
+use crate::passes::{Feed, Sink};
 use crate::tensor::Tensor;
 
 fn mlp(op: &str) -> Graph {
@@ -62,7 +62,7 @@ fn dynamic_products_stay_close_and_lose_their_float_weights() {
 #[test]
 fn static_pairs_surround_the_product_but_not_its_relu() {
     let graph = mlp("Gemm");
-    let feed = |push: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| push(&input());
+    let feed = |push: &mut Sink<'_>| push(&input());
     let (quantized, report) = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&feed))).unwrap();
     assert_eq!(report.facts["calibration_samples"], 3.0);
     let count = |op: &str| quantized.nodes().iter().filter(|n| n.is(op)).count();
@@ -79,14 +79,14 @@ fn refusals_say_what_to_do() {
     assert_eq!((e.code(), e.kind().exit_code()), ("CALIBRATION", 2));
     let e = pass("exclude = ['*']").run(&graph, &mut ctx(None)).unwrap_err();
     assert_eq!(e.code(), "NOTHING-TO-QUANTIZE");
-    let empty = |_: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| Ok(());
+    let empty = |_: &mut Sink<'_>| Ok(());
     let e = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&empty))).unwrap_err();
     assert_eq!(e.code(), "CALIBRATION-EMPTY");
     let (quantized, _) = pass("").run(&graph, &mut ctx(None)).unwrap();
     assert_eq!(pass("").run(&quantized, &mut ctx(None)).unwrap_err().code(), "QUANTIZE-TWICE");
     let e = crate::passes::by_name("quantize", &"schema = 'x'".parse().unwrap()).err().unwrap();
     assert_eq!(e.kind().exit_code(), 2);
-    let bad = |push: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| {
+    let bad = |push: &mut Sink<'_>| {
         push(&[("x".into(), Tensor::from_vec(vec![1, 8], vec![f32::NAN; 8]).unwrap())])
     };
     let e = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&bad))).unwrap_err();
@@ -112,7 +112,7 @@ fn damaged(both: bool) -> Graph {
 
 #[test]
 fn a_weight_that_is_not_finite_stays_in_float_and_is_reported() {
-    let feed = |push: &mut dyn FnMut(&[(String, Tensor)]) -> Result<()>| push(&input());
+    let feed = |push: &mut Sink<'_>| push(&input());
     for settings in ["scheme = 'dynamic-int8'", "scheme = 'static-int8'"] {
         let (quantized, report) = pass(settings).run(&damaged(false), &mut ctx(Some(&feed))).unwrap();
         assert_eq!(report.applied.len(), 1);

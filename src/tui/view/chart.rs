@@ -357,7 +357,7 @@ pub(super) fn scatter(pen: &mut Pen<'_>, dots: &[Dot<'_>], x_title: &str, y_titl
         let label = crate::text::clean(dot.label, 24);
         let wide = crate::text::columns(&label);
         let mut candidates = vec![(y, x + 2)];
-        if x >= wide + 1 {
+        if x > wide {
             candidates.push((y, x - wide - 1));
         }
         for ny in [y.checked_sub(1), Some(y + 1)].into_iter().flatten().filter(|ny| *ny < rows) {
