@@ -86,9 +86,8 @@ fn refusals_say_what_to_do() {
     assert_eq!(pass("").run(&quantized, &mut ctx(None)).unwrap_err().code(), "QUANTIZE-TWICE");
     let e = crate::passes::by_name("quantize", &"schema = 'x'".parse().unwrap()).err().unwrap();
     assert_eq!(e.kind().exit_code(), 2);
-    let bad = |push: &mut Sink<'_>| {
-        push(&[("x".into(), Tensor::from_vec(vec![1, 8], vec![f32::NAN; 8]).unwrap())])
-    };
+    let bad =
+        |push: &mut Sink<'_>| push(&[("x".into(), Tensor::from_vec(vec![1, 8], vec![f32::NAN; 8]).unwrap())]);
     let e = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&bad))).unwrap_err();
     assert_eq!(e.code(), "CALIBRATION-NAN");
 }
