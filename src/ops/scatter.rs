@@ -173,10 +173,7 @@ impl Operator for Scatter {
         let (at, block) = self.positions(x.shape(), super::input(inputs, 1)?)?;
         Ok(vec![rearrange!(&[x, updates], x.shape(), v => {
             let mut out = v[0].to_vec();
-            match self.reduction {
-                Reduction::None => put(v[1], &at, block, &mut out, |_, new| new.clone()),
-                how => put(v[1], &at, block, &mut out, |old, new| old.combine(new, how)),
-            }
+            put(v[1], &at, block, &mut out, |old, new| old.combine(new, self.reduction));
             Ok::<_, Error>(out)
         })?])
     }
