@@ -40,11 +40,16 @@ impl Pattern {
     pub fn recurring(period: usize, repeat: usize) -> Pattern {
         Pattern { start: 0, stride: 1, block: 1, repeat, period }
     }
-    /// Indices of unit `u`.
-    pub fn indices(self, u: usize) -> impl Iterator<Item = usize> {
-        (0..self.repeat).flat_map(move |r| {
-            (0..self.block).map(move |b| self.start + u * self.stride + r * self.period + b)
-        })
+    /// Calls `see` with every unit below `count` and each index of it, unit by unit.
+    pub fn each(self, count: usize, mut see: impl FnMut(usize, usize)) {
+        for unit in 0..count {
+            for r in 0..self.repeat {
+                let from = self.start + unit * self.stride + r * self.period;
+                for index in from..from + self.block {
+                    see(unit, index);
+                }
+            }
+        }
     }
 }
 

@@ -160,7 +160,7 @@ impl Collected {
         let said = op.couple(&inputs, &outputs);
         let why = said.reason.as_deref().unwrap_or("the axis keeps its size");
         let mut vouched: BTreeSet<(Port, usize)> = said.free.iter().copied().collect();
-        let mut covered: BTreeMap<(Port, usize), Vec<usize>> = BTreeMap::new();
+        let mut reached: BTreeMap<(Port, usize), Vec<bool>> = BTreeMap::new();
         for link in &said.links {
             vouched.extend([link.a, link.b]);
             let extent = |p: Pattern| link.count.checked_mul(p.block)?.checked_mul(p.repeat);
@@ -175,8 +175,15 @@ impl Collected {
             }
             if !link.same {
                 for (end, units) in [(link.a, link.a_units), (link.b, link.b_units)] {
-                    let of = covered.entry(end).or_default();
-                    of.extend((0..link.count).flat_map(|u| units.indices(u)));
+                    if let (Port::Out(_), End::Axis(id)) = (end.0, self.end(graph, i, end)) {
+                        let size = self.size[id].unwrap_or(0).min(LONGEST);
+                        let of = reached.entry(end).or_insert_with(|| vec![false; size]);
+                        units.each(link.count, |_, index| {
+                            if let Some(reached) = of.get_mut(index) {
+                                *reached = true;
+                            }
+                        });
+                    }
                 }
             }
             let (a, b) = match (self.end(graph, i, link.a), self.end(graph, i, link.b)) {
@@ -194,18 +201,12 @@ impl Collected {
                 self.ties.push(Tie { a, a_units, b, b_units, count, node: i });
             }
         }
-        for (end, mut indices) in covered {
+        for (end, reached) in reached {
             let whole = said.links.iter().any(|l| l.same && (l.a == end || l.b == end));
-            let (Port::Out(_), false, End::Axis(id)) = (end.0, whole, self.end(graph, i, end)) else {
-                continue;
-            };
+            let (false, End::Axis(id)) = (whole, self.end(graph, i, end)) else { continue };
             // What no input reaches is made by the operator itself, in a number that it alone knows.
-            indices.sort_unstable();
-            indices.dedup();
-            let root = self.same.root(id);
-            let size = self.size[root].unwrap_or(0);
-            if indices.len() < size {
-                let missing = (0..size).filter(|k| indices.binary_search(k).is_err()).collect();
+            let missing: Vec<usize> = (0..reached.len()).filter(|k| !reached[*k]).collect();
+            if !missing.is_empty() {
                 self.pin(graph, i, id, Pinned::These(missing), why);
             }
         }

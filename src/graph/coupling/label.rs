@@ -49,13 +49,16 @@ impl Labels {
             let (a_axis, b_axis) = (tie.a, tie.b);
             match (self.classes.get(&a).copied(), self.classes.get(&b).copied()) {
                 (Some((from_a, size_a)), Some((from_b, size_b))) => {
-                    for unit in 0..count {
-                        let mut first = None;
-                        let a = a_units.indices(unit).filter(|i| *i < size_a).map(|i| from_a + i);
-                        let b = b_units.indices(unit).filter(|i| *i < size_b).map(|i| from_b + i);
-                        for index in a.chain(b) {
-                            first = Some(first.map_or(index, |f| self.set.join(f, index)));
-                        }
+                    // The first index of each unit on the one axis stands for the unit.
+                    let mut first = vec![usize::MAX; count];
+                    for (units, from, size) in [(a_units, from_a, size_a), (b_units, from_b, size_b)] {
+                        units.each(count, |unit, index| match first[unit] {
+                            _ if index >= size => {}
+                            usize::MAX => first[unit] = from + index,
+                            known => {
+                                self.set.join(known, from + index);
+                            }
+                        });
                     }
                 }
                 (Some(_), None) | (None, Some(_)) if count > 0 => {
