@@ -246,7 +246,7 @@ impl Gemm {
                 let mut start = elements_owned::<T>(&c.broadcast_as(shape)?)?;
                 if self.beta != 1.0 {
                     let beta = T::of(self.beta);
-                    start.iter_mut().for_each(|v| *v = *v * beta);
+                    start.iter_mut().for_each(|v| *v *= beta);
                 }
                 start
             }

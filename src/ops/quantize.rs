@@ -138,7 +138,7 @@ fn store(dtype: DType, values: &[f32]) -> Data {
 }
 
 fn zero_points(value: Option<&Value>) -> Result<Option<Vec<f32>>> {
-    value.map(|z| Ok(z.host()?.to_f32s()?)).transpose()
+    value.map(|z| z.host()?.to_f32s()).transpose()
 }
 
 /// Ties scale and zero point of one axis to the tensor's axis, everything else through.

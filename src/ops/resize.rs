@@ -416,7 +416,7 @@ impl Operator for Resize {
             for (a, s) in axes.iter().zip(scales) {
                 let inverse = 1.0 / s;
                 out[*a] = match (&out[*a], s) {
-                    (d, s) if s == 1.0 => d.clone(),
+                    (d, 1.0) => d.clone(),
                     (d, s) if s.fract() == 0.0 => d.clone() * Dim::from(s as i64),
                     (d, _) if inverse.fract() == 0.0 => d.floor_div(&Dim::from(inverse as i64)),
                     (d, s) => {

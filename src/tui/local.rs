@@ -303,7 +303,7 @@ impl Follow {
         let Some(system) = self.system.as_mut().filter(|_| !pids.is_empty()) else { return };
         let what = sysinfo::ProcessRefreshKind::nothing().with_cpu().with_memory();
         let _ = system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&pids), true, what);
-        let _ = system.refresh_memory();
+        system.refresh_memory();
     }
 }
 

@@ -114,7 +114,7 @@ impl LogTab {
     }
 
     /// How many lines are shown.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.shown.len()
     }
 

@@ -150,7 +150,7 @@ impl ModelTab {
     }
 
     /// Rows of the list in front.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         let Some(opened) = &self.opened else { return 0 };
         match self.view {
             View::Layers => self.rows.len(),

@@ -339,11 +339,11 @@ enum Move {
 fn move_by(app: &mut App, by: Move) {
     let pane = app.pane();
     let len = match pane {
-        Pane::Tree => app.model.len(),
+        Pane::Tree => app.model.count(),
         Pane::Proposals => app.plan.rows.len(),
         Pane::Jobs => app.runs.shown.len(),
         Pane::Table | Pane::Scatter => app.compare.rows.len(),
-        Pane::Lines => app.log.len(),
+        Pane::Lines => app.log.count(),
         _ => 0,
     };
     let list = match pane {

@@ -51,11 +51,11 @@ fn items(app: &App) -> usize {
         return 0;
     }
     let lines = match app.tab {
-        Tab::Model => app.model.len(),
+        Tab::Model => app.model.count(),
         Tab::Plan => app.plan.rows.len() + 1,
         Tab::Runs => app.runs.lines().0.len(),
         Tab::Compare => app.compare.rows.len() + 1,
-        Tab::Log => app.log.len(),
+        Tab::Log => app.log.count(),
     };
     lines.max(1)
 }
@@ -134,8 +134,8 @@ fn footer(app: &App, pen: &mut Pen<'_>) {
         x += dialog::field(pen, x, 0, pen.width().saturating_sub(x + 34).max(8), input, true);
         let found = match app.tab {
             Tab::Runs => app.runs.shown.len(),
-            Tab::Log => app.log.len(),
-            _ => app.model.len(),
+            Tab::Log => app.log.count(),
+            _ => app.model.count(),
         };
         pen.spans(
             x + 2,

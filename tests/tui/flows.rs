@@ -360,14 +360,14 @@ fn released_keys_do_nothing() {
 fn the_log_follows_until_one_moves_and_filters_by_level_and_text() {
     let mut app = full(PLAIN);
     keys(&mut app, "5");
-    assert!(app.log.follow && app.log.len() > 50);
-    assert_eq!(app.log.list.selected, app.log.len() - 1);
+    assert!(app.log.follow && app.log.count() > 50);
+    assert_eq!(app.log.list.selected, app.log.count() - 1);
     keys(&mut app, "k");
     assert!(!app.log.follow);
     keys(&mut app, "G");
     assert!(app.log.follow);
     keys(&mut app, "L");
-    let warnings = app.log.len();
+    let warnings = app.log.count();
     assert!(warnings > 0 && warnings < 12);
     keys(&mut app, "L L /");
     text(&mut app, "step 3");

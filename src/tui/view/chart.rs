@@ -133,7 +133,7 @@ pub(super) fn number(v: f64) -> String {
         "n/a".into()
     } else if v == 0.0 {
         "0".into()
-    } else if a >= 1e6 || a < 1e-3 {
+    } else if !(1e-3..1e6).contains(&a) {
         format!("{v:.1e}")
     } else if a >= 1000.0 {
         format!("{:.1}k", v / 1e3)

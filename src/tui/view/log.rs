@@ -26,7 +26,7 @@ pub(super) fn title(app: &App) -> (Vec<Span>, Vec<Span>) {
         Level::Error => "errors",
     };
     let follow = if log.follow { "following" } else { "not following" };
-    (title, vec![span(format!("{} · {level} · {follow}", many(log.len(), "line")), Role::Dim)])
+    (title, vec![span(format!("{} · {level} · {follow}", many(log.count(), "line")), Role::Dim)])
 }
 
 /// Mark and role of a level.
