@@ -1,6 +1,6 @@
 //! Time from a path to the first facts: a graph of 10,000 nodes, and one with 600 MB of weights that
 //! stay on disk.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use std::hint::black_box;

@@ -31,7 +31,7 @@ pub fn picture(shape: [usize; 4], step: usize) -> Vec<(String, Tensor)> {
     let pixel = |at: usize| {
         let (i, j) = (at / width % height, at % width);
         let inside = i.abs_diff(height / 2) < 8 && j > 8 && j + 8 < width;
-        let stroke = (j / 3) % 3 != 0 && ((i * 7 + j * 5 + step) / 11) % 2 == 0;
+        let stroke = (j / 3) % 3 != 0 && ((i * 7 + j * 5 + step) / 11).is_multiple_of(2);
         if inside && stroke { -2.0f32 } else { 2.2 }
     };
     let pixels = (0..shape.iter().product()).map(pixel).collect();

@@ -686,8 +686,8 @@ fn random_net(layers: &[Layer], first: usize) -> Graph {
                 let side = net.conv(&format!("{name}.side"), y, channels, *width, 1);
                 (net.op("Concat", &[side, y], &[("axis", Attr::Int(1))]), channels + width)
             }
-            6 if channels % 2 == 0 => (net.conv(&name, y, channels, 2 * width, 2), 2 * width),
-            7 if channels % 2 == 0 => {
+            6 if channels.is_multiple_of(2) => (net.conv(&name, y, channels, 2 * width, 2), 2 * width),
+            7 if channels.is_multiple_of(2) => {
                 let halves = net.ops("Split", &[y], &[("axis", Attr::Int(1))], 2);
                 (net.op("Add", &halves, &[]), channels / 2)
             }

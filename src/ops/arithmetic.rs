@@ -409,7 +409,7 @@ mod tests {
             Some(vec![b.clone() + s.clone(), s.clone() * n(4) + n(1)])
         );
         assert_eq!(dims("Sub", &pair, &pair), Some(vec![n(0), n(0)]));
-        assert_eq!(dims("Div", &pair[1..], &[s.clone()]), Some(vec![n(4)]));
+        assert_eq!(dims("Div", &pair[1..], std::slice::from_ref(&s)), Some(vec![n(4)]));
         assert_eq!(dims("Div", &[n(-7)], &[n(2)]), Some(vec![n(-3)]));
         assert_eq!(dims("Max", &[n(3), n(5)], &[n(4)]), Some(vec![n(4), n(5)]));
         let found = dims("Min", &[b.clone(), n(5)], &[n(4)]).unwrap();
