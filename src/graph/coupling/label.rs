@@ -26,9 +26,9 @@ impl Labels {
     fn of(all: &mut Collected, has_weight: &[bool]) -> Labels {
         let mut labels = Labels { classes: BTreeMap::new(), set: Union::new(0), pin: vec![] };
         let mut total = 0;
-        for axis in 0..all.owner.len() {
+        for (axis, weighty) in has_weight.iter().enumerate() {
             let size = all.size[axis].filter(|n| (1..=LONGEST).contains(n));
-            if let (true, true, Some(n)) = (all.same.root(axis) == axis, has_weight[axis], size)
+            if let (true, true, Some(n)) = (all.same.root(axis) == axis, *weighty, size)
                 && total + n <= BUDGET
             {
                 labels.classes.insert(axis, (total, n));
@@ -150,13 +150,13 @@ pub(super) fn groups(graph: &Graph, constants: &Constants<'_>, mut all: Collecte
     // Groups in the order of their first index, then of the first node that reads one of their weights.
     let mut found: Vec<(Vec<Place>, u32, Vec<usize>)> = Vec::new();
     let mut number: HashMap<(u32, u32), usize> = HashMap::new();
-    for i in 0..signature.len() {
+    for (i, signed) in signature.iter().enumerate() {
         if labels.set.root(i) != i {
             continue;
         }
-        let at = *number.entry((signature[i], labels.pin[i])).or_insert_with(|| {
+        let at = *number.entry((*signed, labels.pin[i])).or_insert_with(|| {
             let mut places = Vec::new();
-            let mut part = signature[i];
+            let mut part = *signed;
             while part != 0 {
                 let (parent, class, per_unit) = parts[part as usize];
                 places.extend(members[&class].iter().map(|axis| {
