@@ -140,8 +140,8 @@ fn run(graph: &Graph, batch: usize) -> Vec<(String, Tensor)> {
     Executor::new(graph).unwrap().run(&inputs).unwrap()
 }
 
-/// Prunes, and holds the sliced graph against the masked one.
-fn checked(graph: &Graph, text: &str) -> (Graph, Decision) {
+/// Prunes, and holds the sliced graph against the masked one, whose outputs are returned too.
+fn agreeing(graph: &Graph, text: &str) -> (Graph, Decision, Vec<(String, Tensor)>) {
     let decision = decide(graph, &settings(text), &Silent).unwrap();
     let pruned = slice(graph, &decision).unwrap();
     assert!(decision.removed_parameters > 0);
@@ -150,8 +150,14 @@ fn checked(graph: &Graph, text: &str) -> (Graph, Decision) {
     let (reference, sliced) = (run(&masked, 2), run(&pruned, 2));
     let p = parity(&reference, &sliced, 1e-5).unwrap();
     assert!(p.max_rel <= 1e-5 && p.not_finite == 0, "masked and sliced differ: {p:?}");
+    (pruned, decision, reference)
+}
+
+/// As [`agreeing`], on a graph whose outputs depend on what leaves.
+fn checked(graph: &Graph, text: &str) -> (Graph, Decision) {
+    let (pruned, decision, reference) = agreeing(graph, text);
     assert!(reference.iter().all(|(_, t)| t.to_f32s().unwrap().iter().any(|x| *x != 0.0)), "all is zero");
-    let whole = parity(&run(graph, 2), &sliced, 1e-5).unwrap();
+    let whole = parity(&run(graph, 2), &run(&pruned, 2), 1e-5).unwrap();
     assert!(whole.max_rel > 1e-4, "nothing that matters was removed: {whole:?}");
     (pruned, decision)
 }
@@ -718,9 +724,8 @@ proptest! {
         let scope = if layer { "layer" } else { "global" };
         let text = format!("ratio = {ratio}\nround_to = {round_to}\nscope = '{scope}'");
         match decide(&graph, &settings(&text), &Silent) {
-            Ok(_) => {
-                checked(&graph, &text);
-            }
+            // What leaves a random net may have been dead behind a ReLU.
+            Ok(_) => drop(agreeing(&graph, &text)),
             Err(e) => prop_assert!(["PRUNE-RATIO", "PRUNE-NOTHING"].contains(&e.code()), "{e}"),
         }
     }
