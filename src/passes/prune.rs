@@ -24,7 +24,7 @@ use select::{Bounds, Candidate};
 use serde::{Deserialize, Serialize};
 
 /// What makes a unit unimportant. The score of a unit is the mean over its members of the sum of |w|^p
-/// over the member's slice; see [`importance`] for what is a member.
+/// over the member's slice; a member is a weight tensor along an axis of the group (`prune/importance.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
 pub enum Criterion {
