@@ -1,10 +1,13 @@
 //! Readers and writers of model files, the only code that sees untrusted bytes. A path enters and a
 //! graph with facts about its files leaves, or the other way round. Knows no pass and no face.
 
+pub mod checkpoint;
 pub mod detect;
 pub mod limits;
+pub mod metadata;
 pub mod onnx;
 
+pub use checkpoint::{Checkpoint, Stored};
 pub use limits::Limits;
 
 use crate::error::{Error, Kind, Result};
