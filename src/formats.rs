@@ -1,8 +1,10 @@
 //! Readers and writers of model files, the only code that sees untrusted bytes. A path enters and a
 //! graph with facts about its files leaves, or the other way round. Knows no pass and no face.
 
+pub mod architecture;
 pub mod checkpoint;
 pub mod detect;
+mod json;
 pub mod limits;
 pub mod metadata;
 pub mod onnx;
