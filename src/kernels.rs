@@ -2,6 +2,7 @@
 //! Sizes are the caller's contract: every kernel asserts them before it touches memory.
 
 pub mod analytic;
+pub mod attention;
 pub mod conv;
 pub mod depthwise;
 pub mod gemm;
@@ -14,6 +15,7 @@ pub mod pool;
 pub mod real;
 pub mod reduce;
 pub mod resample;
+pub mod rotary;
 pub mod softmax;
 pub mod whole;
 pub mod wide;

@@ -11,6 +11,7 @@ pub mod fact;
 mod activation;
 mod along;
 mod arithmetic;
+mod attention;
 mod bits;
 mod cast;
 mod compare;
@@ -29,6 +30,7 @@ mod quantize;
 mod reduce;
 mod resize;
 mod reshape;
+mod rotary;
 mod softmax;
 mod scatter;
 mod select;
@@ -174,6 +176,7 @@ const FAMILIES: &[&[Spec]] = &[
     activation::SPECS,
     along::SPECS,
     arithmetic::SPECS,
+    attention::SPECS,
     bits::SPECS,
     cast::SPECS,
     compare::SPECS,
@@ -190,6 +193,7 @@ const FAMILIES: &[&[Spec]] = &[
     reduce::SPECS,
     reshape::SPECS,
     resize::SPECS,
+    rotary::SPECS,
     softmax::SPECS,
     unary::SPECS,
     scatter::SPECS,

@@ -27,6 +27,8 @@ mod cli;
 
 #[path = "gradients_nn.rs"]
 mod gradients_nn;
+#[path = "gradients_attention.rs"]
+mod gradients_attention;
 #[path = "gradients_pointwise.rs"]
 mod gradients_pointwise;
 
@@ -49,3 +51,7 @@ mod models;
 mod gradients_index;
 #[path = "pruning.rs"]
 mod pruning;
+#[path = "transformer.rs"]
+mod transformer;
+#[path = "pruning_transformer.rs"]
+mod pruning_transformer;

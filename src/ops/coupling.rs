@@ -81,6 +81,9 @@ pub struct Coupling {
     /// Axes over which a statistic is taken: cutting them changes the others' values, so that sliced
     /// and masked models differ (LayerNormalization).
     pub statistics: Vec<(Port, usize)>,
+    /// Inputs that hold a state and the outputs that hold it afterwards (past and present keys). Where
+    /// both are the graph's interface they change together, as no caller but a loop sees them.
+    pub state: Vec<(usize, usize)>,
     /// Why the remaining axes are pinned, for people.
     pub reason: Option<String>,
 }

@@ -42,6 +42,8 @@ pub(super) struct Collected {
     pub(super) pins: Vec<(usize, Pinned, String)>,
     /// Axes that a node takes statistics over.
     pub(super) statistics: Vec<(usize, NodeIndex)>,
+    /// Values that hold a state before and after a node.
+    states: Vec<(ValueId, ValueId)>,
 }
 
 /// An end of a link.
@@ -72,15 +74,7 @@ impl Collected {
         }
         base.push(owner.len());
         let same = Union::new(owner.len());
-        let mut all = Collected { base, owner, same, size, ties: vec![], pins: vec![], statistics: vec![] };
-        if !options.allow_interface_change {
-            for v in graph.required_inputs() {
-                all.pin_value(v, &format!("graph input \"{}\"", graph.value_name(v)));
-            }
-            for v in graph.outputs() {
-                all.pin_value(*v, &format!("graph output \"{}\"", graph.value_name(*v)));
-            }
-        }
+        let mut all = Collected { base, owner, same, size, ties: vec![], pins: vec![], statistics: vec![], states: vec![] };
         for (v, tensor) in constants.iter() {
             if tensor.dtype().is_packed() {
                 let name = graph.value_name(v);
@@ -92,7 +86,30 @@ impl Collected {
                 all.node(graph, facts, i);
             }
         }
+        if !options.allow_interface_change {
+            let nodes = std::mem::take(&mut all.pins);
+            all.pin_interface(graph);
+            all.pins.extend(nodes);
+        }
         all
+    }
+
+    /// Pins graph inputs and outputs, but for states that the caller only hands on from run to run.
+    fn pin_interface(&mut self, graph: &Graph) {
+        let states = std::mem::take(&mut self.states);
+        let (inputs, outputs): (BTreeSet<ValueId>, BTreeSet<ValueId>) =
+            (graph.required_inputs().collect(), graph.outputs().iter().copied().collect());
+        let free: BTreeSet<ValueId> = states
+            .into_iter()
+            .filter(|(past, present)| inputs.contains(past) && outputs.contains(present))
+            .flat_map(|(past, present)| [past, present])
+            .collect();
+        for v in inputs.difference(&free) {
+            self.pin_value(*v, &format!("graph input \"{}\"", graph.value_name(*v)));
+        }
+        for v in outputs.difference(&free) {
+            self.pin_value(*v, &format!("graph output \"{}\"", graph.value_name(*v)));
+        }
     }
 
     /// Axes of a value.
@@ -209,6 +226,11 @@ impl Collected {
             if !missing.is_empty() {
                 self.pin(graph, i, id, Pinned::These(missing), why);
             }
+        }
+        for (past, present) in said.state {
+            let past = node.inputs.get(past).copied().flatten();
+            let present = node.outputs.get(present).copied().flatten();
+            self.states.extend(past.zip(present));
         }
         for end in said.statistics {
             if let End::Axis(id) = self.end(graph, i, end) {
