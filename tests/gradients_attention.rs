@@ -61,7 +61,8 @@ fn a_mask_that_ends_early_has_exact_gradients() {
 #[test]
 fn gradients_reach_the_past_and_come_from_the_present() {
     let attributes = ints(&[("is_causal", 1)]);
-    let op = (ops::lookup("", "Attention", 23).unwrap().parse)(&attributes.clone().for_outputs(3), 23).unwrap();
+    let op =
+        (ops::lookup("", "Attention", 23).unwrap().parse)(&attributes.clone().for_outputs(3), 23).unwrap();
     let inputs = [
         random(&[2, 4, 3, 2], 1),
         random(&[2, 2, 3, 2], 2),
@@ -110,7 +111,11 @@ fn gradients_reach_the_past_and_come_from_the_present() {
                 loss(&all)
             };
             let expected = (moved(1e-6) - moved(-1e-6)) / 2e-6;
-            assert!((grad[k] - expected).abs() < 1e-6, "input {slot} element {k}: {} not {expected}", grad[k]);
+            assert!(
+                (grad[k] - expected).abs() < 1e-6,
+                "input {slot} element {k}: {} not {expected}",
+                grad[k]
+            );
         }
     }
 }

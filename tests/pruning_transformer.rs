@@ -95,8 +95,9 @@ fn agreeing(graph: &Graph, inputs: &dyn Fn(&Graph) -> Vec<(String, Tensor)>, tex
 /// Empty caches of the size that a graph declares.
 fn decoder_inputs(net: &Decoder, graph: &Graph) -> Vec<(String, Tensor)> {
     let key = graph.infer(&|_| None).unwrap();
-    let groups =
-        key.get(graph.find("past_key_values.0.key").unwrap()).unwrap().shape.as_ref().unwrap()[1].size().unwrap();
+    let groups = key.get(graph.find("past_key_values.0.key").unwrap()).unwrap().shape.as_ref().unwrap()[1]
+        .size()
+        .unwrap();
     let net = Decoder { groups, ..net.clone() };
     net.inputs(&[&[1, 5, 9, 3], &[7, 2, 0, 0]], &[&[1, 1, 1, 1], &[1, 1, 0, 0]], &[])
 }
@@ -111,7 +112,8 @@ fn head_groups_leave_whole_with_their_cache() {
     for (heads, groups, head_norm) in [(4, 4, false), (8, 4, false), (16, 4, true)] {
         let net = Decoder { layers: 1, heads, groups, head_norm, ..Decoder::default() };
         let graph = net.graph();
-        let only = "ratio = 0.5\nscope = 'layer'\nround_to = 1\nexclude = ['embedding', 'gate', 'norm.weight']";
+        let only =
+            "ratio = 0.5\nscope = 'layer'\nround_to = 1\nexclude = ['embedding', 'gate', 'norm.weight']";
         let pruned = agreeing(&graph, &|g| decoder_inputs(&net, g), only);
         assert_eq!(size(&pruned, "layers.0.k.weight", 1), 2 * net.head);
         assert_eq!(size(&pruned, "layers.0.q.weight", 1), 2 * heads / groups * net.head);
@@ -123,7 +125,8 @@ fn head_groups_leave_whole_with_their_cache() {
 fn neurons_of_a_gated_layer_leave_together() {
     let net = Decoder { layers: 1, ..Decoder::default() };
     let graph = net.graph();
-    let only = "ratio = 0.5\nscope = 'layer'\nround_to = 8\nexclude = ['embedding', 'k.weight', 'norm.weight']";
+    let only =
+        "ratio = 0.5\nscope = 'layer'\nround_to = 8\nexclude = ['embedding', 'k.weight', 'norm.weight']";
     let pruned = agreeing(&graph, &|g| decoder_inputs(&net, g), only);
     assert_eq!(size(&pruned, "layers.0.gate.weight", 1), 24);
     assert_eq!(size(&pruned, "layers.0.up.weight", 1), 24);

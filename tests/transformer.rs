@@ -48,7 +48,14 @@ impl Net {
         self.edit.add_op(op, inputs, attributes(with), name)
     }
     /// A node with several outputs and optional inputs.
-    fn ops(&mut self, op: &str, name: &str, inputs: &[Option<ValueId>], with: &[(&str, Attr)], out: &[ValueId]) {
+    fn ops(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[Option<ValueId>],
+        with: &[(&str, Attr)],
+        out: &[ValueId],
+    ) {
         let node = Node::new(op, inputs.to_vec(), out.iter().copied().map(Some).collect());
         self.edit.add_node(node.with(attributes(with)).named(name));
     }
@@ -169,7 +176,10 @@ impl Decoder {
         }
         let with = [
             ("interleaved", Attr::Int(self.interleaved.into())),
-            ("rotary_embedding_dim", Attr::Int(if self.rotated == self.head { 0 } else { self.rotated as i64 })),
+            (
+                "rotary_embedding_dim",
+                Attr::Int(if self.rotated == self.head { 0 } else { self.rotated as i64 }),
+            ),
         ];
         net.op("RotaryEmbedding", name, &[x, tables[0], tables[1], tables[2]], &with)
     }
@@ -180,18 +190,12 @@ impl Decoder {
         let ids = net.edit.add_input("input_ids", whole(&["batch", "seq"]));
         let given = net.edit.add_input("attention_mask", whole(&["batch", "total"]));
         let cache = |length: &str| {
-            float(&[
-                Dim::symbol("batch"),
-                Dim::from(self.groups),
-                Dim::symbol(length),
-                Dim::from(self.head),
-            ])
+            float(&[Dim::symbol("batch"), Dim::from(self.groups), Dim::symbol(length), Dim::from(self.head)])
         };
         let past: Vec<[ValueId; 2]> = (0..self.layers)
             .map(|i| {
-                ["key", "value"].map(|part| {
-                    net.edit.add_input(&format!("past_key_values.{i}.{part}"), cache("past"))
-                })
+                ["key", "value"]
+                    .map(|part| net.edit.add_input(&format!("past_key_values.{i}.{part}"), cache("past")))
             })
             .collect();
 
@@ -233,7 +237,8 @@ impl Decoder {
             let data: Vec<f32> = angles.iter().map(|a| f(*a)).collect();
             net.edit.add_initializer(name, Tensor::from_vec(vec![self.positions, half], data).unwrap())
         };
-        let tables = [table(&mut net, "rope.cos", f32::cos), table(&mut net, "rope.sin", f32::sin), position_ids];
+        let tables =
+            [table(&mut net, "rope.cos", f32::cos), table(&mut net, "rope.sin", f32::sin), position_ids];
 
         let embedding = net.weight("embedding.weight", &[self.vocabulary, self.hidden]);
         let mut x = net.op("Gather", "embedding", &[embedding, ids], &[]);
@@ -293,11 +298,13 @@ impl Decoder {
         let at = |s: &str| format!("layers.{i}.{s}");
         let (q_width, kv_width) = (self.heads * self.head, self.groups * self.head);
         let h = self.norm(net, &at("attention_norm"), x);
-        let mut projected = [("q", q_width, self.heads), ("k", kv_width, self.groups), ("v", kv_width, self.groups)]
-            .map(|(part, width, heads)| {
-                let y = net.linear(&at(part), h, self.hidden, width, self.bias);
-                net.heads(&at(part), y, heads, self.head)
-            });
+        let mut projected =
+            [("q", q_width, self.heads), ("k", kv_width, self.groups), ("v", kv_width, self.groups)].map(
+                |(part, width, heads)| {
+                    let y = net.linear(&at(part), h, self.hidden, width, self.bias);
+                    net.heads(&at(part), y, heads, self.head)
+                },
+            );
         for (j, part) in [(0, "q"), (1, "k")] {
             if self.head_norm {
                 let gain = net.gain(&at(&format!("{part}_norm.weight")), self.head);
@@ -340,7 +347,8 @@ impl Decoder {
 
     /// Inputs of one run: token ids, which of all tokens so far are real, the cache.
     pub fn inputs(&self, ids: &[&[i64]], mask: &[&[i64]], cache: &[Tensor]) -> Vec<(String, Tensor)> {
-        let rows = |rows: &[&[i64]]| Tensor::from_vec(vec![rows.len(), rows[0].len()], rows.concat()).unwrap();
+        let rows =
+            |rows: &[&[i64]]| Tensor::from_vec(vec![rows.len(), rows[0].len()], rows.concat()).unwrap();
         let mut all = vec![("input_ids".to_string(), rows(ids)), ("attention_mask".to_string(), rows(mask))];
         for i in 0..self.layers {
             for (j, part) in ["key", "value"].into_iter().enumerate() {
@@ -389,8 +397,10 @@ impl Encoder {
             (net.op("Gather", "embedding", &[table, ids], &[]), Some(mask))
         };
         let norm = |net: &mut Net, name: &str, x: ValueId| {
-            let (gain, bias) =
-                (net.gain(&format!("{name}.weight"), self.hidden), net.weight(&format!("{name}.bias"), &[self.hidden]));
+            let (gain, bias) = (
+                net.gain(&format!("{name}.weight"), self.hidden),
+                net.weight(&format!("{name}.bias"), &[self.hidden]),
+            );
             net.op("LayerNormalization", name, &[x, gain, bias], &[("epsilon", Attr::Float(1e-12))])
         };
         let width = self.heads * self.head;
@@ -432,7 +442,8 @@ impl Encoder {
             let shape = [ids.len(), ids[0].len(), self.hidden];
             return vec![("patches".into(), Noise(5).tensor(&shape, 1.0))];
         }
-        let rows = |rows: &[&[i64]]| Tensor::from_vec(vec![rows.len(), rows[0].len()], rows.concat()).unwrap();
+        let rows =
+            |rows: &[&[i64]]| Tensor::from_vec(vec![rows.len(), rows[0].len()], rows.concat()).unwrap();
         vec![("input_ids".into(), rows(ids)), ("attention_mask".into(), rows(mask))]
     }
 }

@@ -258,7 +258,13 @@ impl<T: Analytic> Loop for Tile<'_, '_, T> {
 }
 
 /// Weighted sums of the values, `[batch, heads, queries, value]`. A query that reaches no key gives zeros.
-pub fn forward<T: Analytic + Lanes>(sizes: &Sizes, rules: &Rules<'_, T>, q: &[T], k: &[T], v: &[T]) -> Vec<T> {
+pub fn forward<T: Analytic + Lanes>(
+    sizes: &Sizes,
+    rules: &Rules<'_, T>,
+    q: &[T],
+    k: &[T],
+    v: &[T],
+) -> Vec<T> {
     sizes.check(q.len(), k.len(), v.len());
     let rows = sizes.rows();
     let mut out = vec![T::ZERO; sizes.batch * sizes.heads * sizes.queries * sizes.value];
@@ -474,13 +480,7 @@ struct Part<'a, T> {
 }
 
 impl<T: Analytic + Lanes> Part<'_, T> {
-    fn run(
-        self,
-        sizes: &Sizes,
-        rules: &Rules<'_, T>,
-        (k, v): (&[T], &[T]),
-        (dk, dv): (&mut [T], &mut [T]),
-    ) {
+    fn run(self, sizes: &Sizes, rules: &Rules<'_, T>, (k, v): (&[T], &[T]), (dk, dv): (&mut [T], &mut [T])) {
         let Part { block, q, dy, dq, dbias } = self;
         let (n, low, width) = (block.count, block.low, block.high - block.low);
         if width == 0 {
@@ -564,7 +564,11 @@ mod tests {
                         match r.mask {
                             Mask::All => x.exp(),
                             Mask::Allowed(m, rows) => {
-                                if m[rows.at(b, h, s)].get(t).is_some_and(|a| *a != 0) { x.exp() } else { 0.0 }
+                                if m[rows.at(b, h, s)].get(t).is_some_and(|a| *a != 0) {
+                                    x.exp()
+                                } else {
+                                    0.0
+                                }
                             }
                             Mask::Bias(m, rows) => m[rows.at(b, h, s)].get(t).map_or(0.0, |m| (x + m).exp()),
                         }
@@ -583,12 +587,12 @@ mod tests {
 
     #[test]
     fn blocks_give_what_the_definition_gives() {
-        for (heads, groups, queries, keys) in [(4, 2, 70, 600), (3, 1, 1, 513), (2, 2, 5, 5), (6, 3, 33, 300)] {
+        for (heads, groups, queries, keys) in [(4, 2, 70, 600), (3, 1, 1, 513), (2, 2, 5, 5), (6, 3, 33, 300)]
+        {
             let z = Sizes { batch: 2, heads, groups, queries, keys, head: 6, value: 5 };
             let (q, k) = (noise(2 * heads * queries * 6, 1), noise(2 * groups * keys * 6, 2));
             let v = noise(2 * groups * keys * 5, 3);
-            let allowed: Vec<u8> =
-                noise(2 * queries * keys, 4).iter().map(|x| u8::from(*x > 0.3)).collect();
+            let allowed: Vec<u8> = noise(2 * queries * keys, 4).iter().map(|x| u8::from(*x > 0.3)).collect();
             let bias: Vec<f64> = noise(heads * queries * keys, 5)
                 .iter()
                 .map(|x| if *x > 0.5 { f64::NEG_INFINITY } else { *x })
@@ -602,7 +606,11 @@ mod tests {
                 rules(Mask::Bias(&bias, float)),
                 Rules { right: Some(0), offset: vec![offset], ..rules(Mask::All) },
                 Rules { right: Some(0), left: Some(3), offset: vec![offset, -2], ..rules(Mask::All) },
-                Rules { softcap: 0.4, valid: vec![keys as i64 / 2, 0], ..rules(Mask::Allowed(&allowed, byte)) },
+                Rules {
+                    softcap: 0.4,
+                    valid: vec![keys as i64 / 2, 0],
+                    ..rules(Mask::Allowed(&allowed, byte))
+                },
                 rules(Mask::Bias(&bias, Rows { width: keys - 2, ..float })),
             ];
             for (i, r) in all.iter().enumerate() {

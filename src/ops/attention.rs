@@ -162,8 +162,9 @@ impl Attention {
         };
         let lengths = inputs.get(LENGTHS).copied().flatten();
         if lengths.is_some() && past[0].is_some() {
-            return Err(Error::invalid("OP-INPUT", "numbers of keys and a past exclude each other")
-                .field("input[6]"));
+            return Err(
+                Error::invalid("OP-INPUT", "numbers of keys and a past exclude each other").field("input[6]")
+            );
         }
         Ok(Some(([q, k, v], total)))
     }
@@ -227,7 +228,8 @@ impl Attention {
         for (slot, at) in PAST.into_iter().zip([1, 2]) {
             if let Some(past) = inputs.get(slot).copied().flatten() {
                 let past = past.float()?;
-                all[at] = if past.dims()[2] == 0 { all[at].clone() } else { Float::cat(&[past, &all[at]], 2)? };
+                all[at] =
+                    if past.dims()[2] == 0 { all[at].clone() } else { Float::cat(&[past, &all[at]], 2)? };
             }
         }
         Ok(all.try_into().expect("three were pushed"))
@@ -458,12 +460,13 @@ impl Operator for Attention {
         let repeat = heads / groups.max(1);
         let three = |slot: usize| inputs[slot].and_then(Fact::rank) == Some(3);
         // Place of the heads of Q, K, V and Y, and elements of a unit there.
-        let place = |port: Port, flat: bool, per_unit: usize, size: &Dim| -> Option<((Port, usize), Pattern)> {
-            match flat {
-                true => Some(((port, 2), Pattern::blocks(per_unit * size.size()?))),
-                false => Some(((port, 1), Pattern::blocks(per_unit))),
-            }
-        };
+        let place =
+            |port: Port, flat: bool, per_unit: usize, size: &Dim| -> Option<((Port, usize), Pattern)> {
+                match flat {
+                    true => Some(((port, 2), Pattern::blocks(per_unit * size.size()?))),
+                    false => Some(((port, 1), Pattern::blocks(per_unit))),
+                }
+            };
         let Some(key) = place(Port::In(1), three(1), 1, &k[3]) else { return c };
         let others = [
             place(Port::In(0), three(0), repeat, &q[3]),
@@ -548,11 +551,13 @@ mod tests {
         assert_eq!(format!("{:?}", out[0].shape), "Some([batch, 8, seq, 16])");
         assert_eq!(format!("{:?}", out[1].shape), "Some([batch, 2, seq + past, 16])");
         let macs = op.macs(&inputs, &out).unwrap();
-        let bind = |n: &str| Some(match n {
-            "batch" => 2,
-            "seq" => 3,
-            _ => 4,
-        });
+        let bind = |n: &str| {
+            Some(match n {
+                "batch" => 2,
+                "seq" => 3,
+                _ => 4,
+            })
+        };
         assert_eq!(macs.eval(&bind), Some(2 * 8 * 3 * 7 * 32));
         let code = |op: &Arc<dyn Operator>, inputs: &[Option<&Fact>]| op.infer(inputs).unwrap_err().code();
         let odd = fact(&[2, 3, 5, 16]);

@@ -259,8 +259,10 @@ impl Operator for RotaryEmbedding {
     }
     /// Heads leave whole: the pairs of one head stay.
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
-        let mut c =
-            Coupling { reason: Some("the pairs that rotate stay within a head".into()), ..Coupling::default() };
+        let mut c = Coupling {
+            reason: Some("the pairs that rotate stay within a head".into()),
+            ..Coupling::default()
+        };
         let (x, y) = (Port::In(0), Port::Out(0));
         match outputs[0].shape.as_deref() {
             Some([_, _, _, _]) => (0..3).for_each(|axis| c.same((x, axis), (y, axis))),

@@ -74,7 +74,16 @@ impl Collected {
         }
         base.push(owner.len());
         let same = Union::new(owner.len());
-        let mut all = Collected { base, owner, same, size, ties: vec![], pins: vec![], statistics: vec![], states: vec![] };
+        let mut all = Collected {
+            base,
+            owner,
+            same,
+            size,
+            ties: vec![],
+            pins: vec![],
+            statistics: vec![],
+            states: vec![],
+        };
         for (v, tensor) in constants.iter() {
             if tensor.dtype().is_packed() {
                 let name = graph.value_name(v);
