@@ -2,12 +2,16 @@
 //! graph with facts about its files leaves, or the other way round. Knows no pass and no face.
 
 pub mod architecture;
+mod beneath;
 pub mod checkpoint;
 pub mod detect;
-mod json;
+mod gguf;
+pub mod json;
 pub mod limits;
 pub mod metadata;
 pub mod onnx;
+mod safetensors;
+mod weights;
 
 pub use checkpoint::{Checkpoint, Stored};
 pub use limits::Limits;
@@ -64,16 +68,13 @@ pub fn load(path: &Path) -> Result<Opened> {
 /// [`load`] with limits.
 pub fn load_with(path: &Path, limits: &Limits) -> Result<Opened> {
     let file = open(path)?;
-    let mut head = [0u8; detect::HEAD];
-    let n = usize::try_from(file.len()).unwrap_or(usize::MAX).min(head.len());
-    let head = head.get_mut(..n).unwrap_or_default();
-    file.read_exact_at(0, head)?;
-    match detect::detect(head) {
+    let content = content(&file)?;
+    match content {
         Content::Other(what) => return Err(detect::refuse(path, what)),
         Content::Safetensors | Content::Gguf => {
             return Err(Error::unsupported("FORMAT", "this version reads ONNX models only")
                 .file(path)
-                .found(if head.starts_with(b"GGUF") { "GGUF" } else { "safetensors" })
+                .found(if content == Content::Gguf { "GGUF" } else { "safetensors" })
                 .hint("export the model to ONNX"));
         }
         Content::Onnx | Content::Unknown => {}
@@ -89,6 +90,25 @@ pub fn load_with(path: &Path, limits: &Limits) -> Result<Opened> {
             warnings: imported.warnings,
         },
     })
+}
+
+/// Opens the weights of a model: a safetensors or GGUF file, an index of several safetensors files, or
+/// the directory that holds one of these with its `config.json`. Only headers are read.
+///
+/// # Errors
+/// `Invalid` for what is no checkpoint or a damaged one, `Unsupported` for formats and element types that
+/// are not read, `Limit` where a budget does not suffice, `Integrity` where a file changes meanwhile.
+pub fn checkpoint(path: &Path, limits: &Limits) -> Result<Checkpoint> {
+    weights::open(path, limits)
+}
+
+/// What a file is, by its first bytes.
+fn content(file: &SourceFile) -> Result<Content> {
+    let mut head = [0u8; detect::HEAD];
+    let n = usize::try_from(file.len()).unwrap_or(usize::MAX).min(head.len());
+    let head = head.get_mut(..n).unwrap_or_default();
+    file.read_exact_at(0, head)?;
+    Ok(detect::detect(head))
 }
 
 fn open(path: &Path) -> Result<Arc<SourceFile>> {

@@ -3,6 +3,7 @@
 
 pub mod analytic;
 pub mod attention;
+pub mod blocks;
 pub mod conv;
 pub mod depthwise;
 pub mod gemm;

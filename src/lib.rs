@@ -12,8 +12,8 @@ pub mod config;
 pub mod monitor;
 pub mod save;
 pub mod child;
-pub mod tensor;
 pub mod kernels;
+pub mod tensor;
 pub mod ops;
 pub mod graph;
 // 2 files

@@ -1,12 +1,15 @@
 //! Element types, dense host tensors of every ONNX type, and where their elements live: owned, in a
 //! region of an open file, or derived lazily from another tensor. Knows no operator and no graph.
 
+mod blocks;
 mod dtype;
 mod pieces;
 mod source;
 mod stats;
+mod stream;
 mod value;
 
+pub use crate::kernels::index::strides;
 pub use dtype::{DType, Element};
 pub use pieces::Pieces;
 pub use source::{Region, SourceFile};
@@ -64,6 +67,7 @@ macro_rules! with_data {
 enum Storage {
     Owned(Arc<Data>),
     Region(Region),
+    Blocks(blocks::Blocks),
     Lazy(Arc<(Tensor, Step)>),
 }
 
@@ -76,6 +80,8 @@ enum Step {
     Select { axis: usize, indices: Arc<[usize]> },
     /// Elements converted to the type of the result.
     Cast,
+    /// The same elements under the shape of the result.
+    Reshape,
 }
 
 /// A dense tensor in row-major order. Cloning shares the elements.
@@ -185,15 +191,32 @@ impl Tensor {
         match &self.storage {
             Storage::Owned(d) => Ok(d.clone()),
             Storage::Region(r) => Ok(Arc::new(self.dtype.decode(&r.read()?)?)),
+            Storage::Blocks(_) => match self.stream()? {
+                Some(stream) => stream.all(self.len()).map(Arc::new),
+                None => Err(Error::internal("TENSOR-TYPE", "blocks give f32")),
+            },
             Storage::Lazy(lazy) => {
+                if let Some(stream) = self.stream()? {
+                    return stream.all(self.len()).map(Arc::new);
+                }
                 let (source, step) = &**lazy;
                 let data = source.data()?;
                 Ok(Arc::new(match step {
                     Step::Transpose(perm) => transpose(&data, &source.shape, perm),
                     Step::Select { axis, indices } => select(&data, &source.shape, *axis, indices),
                     Step::Cast => return source.converted(self.dtype).map(Arc::new),
+                    Step::Reshape => return Ok(data),
                 }))
             }
+        }
+    }
+
+    /// Whether the elements, or what they follow from, lie in a file.
+    pub fn in_file(&self) -> bool {
+        match &self.storage {
+            Storage::Owned(_) => false,
+            Storage::Region(_) | Storage::Blocks(_) => true,
+            Storage::Lazy(lazy) => lazy.0.in_file(),
         }
     }
 
@@ -234,10 +257,15 @@ impl Tensor {
         }
     }
 
-    /// Writes the little-endian bytes, a file region in pieces, so that memory stays small.
+    /// Writes the little-endian bytes. What lies in a file passes in pieces, also through lazy steps, so
+    /// that memory stays small.
     pub fn write_raw(&self, out: &mut dyn Write) -> Result<()> {
         match &self.storage {
             Storage::Region(r) => r.copy_to(out),
+            Storage::Blocks(_) | Storage::Lazy(_) if !self.dtype.is_packed() => self.each_piece(|piece| {
+                let bytes: &[u8] = with_data!(piece, v => bytemuck::cast_slice(v), str => &[]);
+                out.write_all(bytes).map_err(|e| Error::io("write tensor bytes", "", e))
+            }),
             _ => {
                 let data = self.data()?;
                 let bytes: &[u8] = match &*data {
@@ -279,11 +307,23 @@ impl Tensor {
             ));
         }
         match &self.storage {
-            Storage::Lazy(_) => {
-                Ok(Tensor { dtype: self.dtype, shape, storage: Storage::Owned(self.data()?) })
-            }
+            _ if shape == self.shape => Ok(self.clone()),
+            Storage::Lazy(_) => Ok(self.lazy(self.dtype, shape, Step::Reshape)),
             other => Ok(Tensor { dtype: self.dtype, shape, storage: other.clone() }),
         }
+    }
+
+    /// Runs `f` over the elements in order, in pieces.
+    fn each_piece(&self, mut f: impl FnMut(&Data) -> Result<()>) -> Result<()> {
+        let Some(stream) = self.stream()? else { return f(&*self.data()?) };
+        let n = self.len();
+        let mut piece = stream.empty(n.min(stream::PIECE));
+        for at in (0..n).step_by(stream::PIECE) {
+            with_data!(&mut piece, v => v.clear(), str => ());
+            stream.append(at, stream::PIECE.min(n - at), &mut piece)?;
+            f(&piece)?;
+        }
+        Ok(())
     }
 
     /// The elements as another type; packed ones lose the padding of their last byte.
@@ -319,15 +359,6 @@ impl Tensor {
             (a, b) => a == b,
         })
     }
-}
-
-/// Row-major strides of a shape.
-pub fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut out = vec![1; shape.len()];
-    for i in (1..shape.len()).rev() {
-        out[i - 1] = out[i] * shape[i];
-    }
-    out
 }
 
 /// Runs `$body` on the vector inside a [`Data`], strings included, and wraps the result in the same variant.

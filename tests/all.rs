@@ -8,6 +8,8 @@ mod jobs;
 
 #[path = "onnx.rs"]
 mod onnx;
+#[path = "checkpoint.rs"]
+mod checkpoint;
 #[path = "hostile.rs"]
 mod hostile;
 #[path = "protobuf.rs"]

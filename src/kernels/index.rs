@@ -3,6 +3,15 @@
 
 use super::real::Real;
 
+/// Row-major strides of a shape.
+pub fn strides(shape: &[usize]) -> Vec<usize> {
+    let mut out = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        out[i - 1] = out[i] * shape[i];
+    }
+    out
+}
+
 /// The blocks of `block` elements at `positions`, one after the other.
 pub fn take<T: Clone>(v: &[T], positions: &[usize], block: usize) -> Vec<T> {
     let mut out = Vec::with_capacity(positions.len() * block);

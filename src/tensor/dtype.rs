@@ -156,7 +156,8 @@ impl DType {
     pub fn is_stored_as(self, data: &Data) -> bool {
         std::mem::discriminant(&self.empty()) == std::mem::discriminant(data)
     }
-    fn empty(self) -> Data {
+    /// The representing vector, without entries.
+    pub(super) fn empty(self) -> Data {
         use DType::*;
         match self {
             I8 => Data::I8(vec![]),
@@ -275,6 +276,19 @@ pub(super) fn cast(data: &Data, from: DType, to: DType) -> Result<Data> {
     }
     if !plain(from) || !plain(to) {
         return Err(refuse());
+    }
+    match (data, to) {
+        (Data::BF16(v), DType::F32) => return Ok(Data::F32(widened(v))),
+        (Data::F16(v), DType::F32) => return Ok(Data::F32(widened(v))),
+        _ => {}
+    }
+    fn widened<T>(v: &[T]) -> Vec<f32>
+    where
+        [T]: half::slice::HalfFloatSliceExt,
+    {
+        let mut out = vec![0.0; v.len()];
+        half::slice::HalfFloatSliceExt::convert_to_f32_slice(v, &mut out);
+        out
     }
     fn go<T: Number>(v: &[T], to: DType) -> Data {
         macro_rules! ints {

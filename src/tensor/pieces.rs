@@ -1,31 +1,24 @@
 //! Elements of an f32 tensor piece by piece, so that a large weight need not be in memory at once.
 
-use super::{DType, Data, Region, Storage, Tensor};
+use super::stream::Stream;
+use super::{DType, Data, Tensor};
 use crate::error::{Error, Result};
-use std::sync::Arc;
 
-enum Source {
-    Region(Region),
-    Loaded(Arc<Data>),
-}
-
-/// Random access to runs of elements. What lies in a file is read with each call; lazy tensors are
-/// computed once, when the reader is made.
+/// Random access to runs of elements. What lies in a file is read with each call, through lazy steps
+/// too; only steps that scatter single elements hold their source in memory.
 pub struct Pieces {
-    source: Source,
+    stream: Stream,
+    len: usize,
 }
 
 impl Tensor {
     /// A reader of runs of elements; an `Internal` error for any type but f32.
     pub fn pieces(&self) -> Result<Pieces> {
+        let wrong = || Error::internal("TENSOR-TYPE", format!("tensor is {}, not f32", self.dtype));
         if self.dtype != DType::F32 {
-            return Err(Error::internal("TENSOR-TYPE", format!("tensor is {}, not f32", self.dtype)));
+            return Err(wrong());
         }
-        let source = match &self.storage {
-            Storage::Region(r) => Source::Region(r.clone()),
-            _ => Source::Loaded(self.data()?),
-        };
-        Ok(Pieces { source })
+        Ok(Pieces { stream: self.stream()?.ok_or_else(wrong)?, len: self.len() })
     }
 }
 
@@ -33,18 +26,20 @@ impl Pieces {
     /// `n` elements from position `at` in row-major order; `buffer` holds them where they come from a
     /// file. Fails where the run leaves the tensor or the file has changed.
     pub fn get<'a>(&'a self, at: usize, n: usize, buffer: &'a mut Vec<f32>) -> Result<&'a [f32]> {
-        match &self.source {
-            Source::Loaded(data) => match &**data {
-                Data::F32(v) => v.get(at..at.saturating_add(n)),
-                _ => None,
-            }
-            .ok_or_else(|| Error::internal("TENSOR-RANGE", "a run of elements leaves its tensor")),
-            Source::Region(region) => {
-                buffer.resize(n, 0.0);
-                region.read_at(at as u64 * 4, bytemuck::cast_slice_mut(buffer))?;
-                Ok(buffer)
-            }
+        let leaves = || Error::internal("TENSOR-RANGE", "a run of elements leaves its tensor");
+        if let Some(Data::F32(v)) = self.stream.loaded() {
+            return v.get(at..at.saturating_add(n)).ok_or_else(leaves);
         }
+        if at.checked_add(n).is_none_or(|end| end > self.len) {
+            return Err(leaves());
+        }
+        buffer.clear();
+        let mut data = Data::F32(std::mem::take(buffer));
+        let result = self.stream.append(at, n, &mut data);
+        if let Data::F32(v) = data {
+            *buffer = v;
+        }
+        result.map(|()| &buffer[..])
     }
 }
 

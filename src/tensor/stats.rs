@@ -47,13 +47,15 @@ impl Stats {
 
     /// Statistics of a numeric tensor; a temporary `f64` copy of 64 Ki elements at most.
     pub fn of(tensor: &Tensor) -> Result<Stats> {
-        let data = tensor.data()?;
         let mut stats = Stats::default();
-        if let Data::F32(v) = &*data {
-            v.iter().for_each(|x| stats.add(f64::from(*x)));
-        } else if let Data::F64(v) = cast(&data, tensor.dtype(), DType::F64)? {
-            v.iter().for_each(|x| stats.add(*x));
-        }
+        tensor.each_piece(|piece| {
+            if let Data::F32(v) = piece {
+                v.iter().for_each(|x| stats.add(f64::from(*x)));
+            } else if let Data::F64(v) = cast(piece, tensor.dtype(), DType::F64)? {
+                v.iter().for_each(|x| stats.add(*x));
+            }
+            Ok(())
+        })?;
         Ok(stats)
     }
 }

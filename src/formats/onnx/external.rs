@@ -1,25 +1,19 @@
 //! External data: a location written in an untrusted file enters, a region of a regular file beneath
-//! the model's directory leaves, or the reason why not. Names must match a narrow grammar, no link is
-//! followed, and what was opened is what is checked.
+//! the model's directory leaves, or the reason why not.
 
 use super::proto::{StringStringEntryProto, TensorProto};
 use crate::error::{Error, Result};
+use crate::formats::beneath::{Directory, Refusal};
 use crate::formats::limits::{Limits, too_large};
 use crate::tensor::{Region, SourceFile};
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
-use rustix::io::Errno;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Parts that a location may have.
-const PARTS: usize = 4;
-
 /// Opens the external data files of one model.
 pub(super) struct External<'a> {
     model: &'a Path,
-    directory: Option<OwnedFd>,
+    directory: Option<Directory>,
     files: HashMap<String, Arc<SourceFile>>,
     ranges: HashMap<String, Vec<(u64, u64, String)>>,
     limits: &'a Limits,
@@ -120,111 +114,38 @@ impl<'a> External<'a> {
                 .field("external_data.location")
                 .found(format!("\"{location}\""))
         };
-        check_grammar(location).map_err(|reason| {
-            refuse("ONNX-EXTERNAL-NAME", reason)
-                .hint("keep the data file beside the model, under a name of letters, digits, '.', '_', '-'")
-        })?;
         let directory = match &self.directory {
-            Some(fd) => fd,
+            Some(directory) => directory,
             None => {
                 let parent = self.model.parent().filter(|p| !p.as_os_str().is_empty());
                 let parent = parent.unwrap_or(Path::new("."));
-                let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-                let fd = openat(CWD, parent, flags, Mode::empty())
+                let directory = Directory::open(parent)
                     .map_err(|e| Error::io("open the model's directory", parent, e.into()))?;
-                self.directory.insert(fd)
+                self.directory.insert(directory)
             }
         };
-        let path = self.model.with_file_name("").join(location);
-        let fd = open_beneath(directory, location).map_err(|e| match e {
-            Errno::LOOP | Errno::XDEV | Errno::MLINK => {
-                refuse("ONNX-EXTERNAL-LINK", "it is or passes a symbolic link")
-                    .hint("put the data file itself beside the model: cp --dereference")
-            }
-            Errno::NOENT | Errno::NOTDIR => refuse("ONNX-EXTERNAL-MISSING", "there is no such file")
+        let (file, links) = directory.file(location).map_err(|refusal| match refusal {
+            Refusal::Name(reason) => refuse("ONNX-EXTERNAL-NAME", reason)
+                .hint("keep the data file beside the model, under a name of letters, digits, '.', '_', '-'"),
+            Refusal::Link => refuse("ONNX-EXTERNAL-LINK", "it is or passes a symbolic link")
+                .hint("put the data file itself beside the model: cp --dereference"),
+            Refusal::Missing => refuse("ONNX-EXTERNAL-MISSING", "there is no such file")
                 .hint("copy the data file to the model's directory"),
-            Errno::NXIO => refuse("ONNX-EXTERNAL-TYPE", "it is a socket or a pipe"),
-            e => Error::io("open external data", &path, e.into()),
+            Refusal::Type(None) => refuse("ONNX-EXTERNAL-TYPE", "it is a socket or a pipe"),
+            Refusal::Type(Some(e)) => refuse("ONNX-EXTERNAL-TYPE", "it is not a regular file")
+                .hint("use an ordinary file")
+                .source(e),
+            Refusal::Io(e) => {
+                Error::io("open external data", self.model.with_file_name("").join(location), e.into())
+            }
         })?;
-        let stat = fstat(&fd).map_err(|e| Error::io("examine external data", &path, e.into()))?;
-        let file = SourceFile::from_file(fd.into(), &path).map_err(|e| {
-            refuse("ONNX-EXTERNAL-TYPE", "it is not a regular file").hint("use an ordinary file").source(e)
-        })?;
-        if stat.st_nlink > 1 && !self.limits.hard_links {
+        if links > 1 && !self.limits.hard_links {
             return Err(refuse("ONNX-EXTERNAL-LINK", "it has several hard links")
                 .hint("copy the data file, or set TINSMITH_LIMITS=hard_links=1"));
         }
         self.files.insert(location.to_string(), file.clone());
         Ok(file)
     }
-}
-
-fn check_grammar(location: &str) -> Result<(), &'static str> {
-    if location.is_empty() {
-        return Err("it is empty");
-    }
-    if location.starts_with('/') {
-        return Err("it is an absolute path");
-    }
-    let mut parts = 0;
-    for part in location.split('/') {
-        parts += 1;
-        match part {
-            "" => return Err("it has an empty part"),
-            "." | ".." => return Err("it leaves the model's directory or names it"),
-            p if p.starts_with('.') => return Err("it names a hidden file"),
-            p if p.len() > 255 => return Err("a part is too long"),
-            p if !p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) => {
-                return Err("it has characters other than letters, digits, '.', '_', '-'");
-            }
-            _ => {}
-        }
-    }
-    if parts > PARTS { Err("it has too many parts") } else { Ok(()) }
-}
-
-const READ: OFlags = OFlags::RDONLY
-    .union(OFlags::CLOEXEC)
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::NOCTTY)
-    .union(OFlags::NOFOLLOW);
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn open_beneath(directory: &OwnedFd, location: &str) -> rustix::io::Result<OwnedFd> {
-    use rustix::fs::{ResolveFlags, openat2};
-    let resolve = ResolveFlags::BENEATH
-        | ResolveFlags::NO_SYMLINKS
-        | ResolveFlags::NO_MAGICLINKS
-        | ResolveFlags::NO_XDEV;
-    for _ in 0..16 {
-        match openat2(directory, location, READ, Mode::empty(), resolve) {
-            // The kernel could not make sure that no rename interfered.
-            Err(Errno::AGAIN) => {}
-            Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => return open_stepwise(directory, location),
-            other => return other,
-        }
-    }
-    open_stepwise(directory, location)
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn open_beneath(directory: &OwnedFd, location: &str) -> rustix::io::Result<OwnedFd> {
-    open_stepwise(directory, location)
-}
-
-/// One directory at a time, no part of which may be a link.
-fn open_stepwise(directory: &OwnedFd, location: &str) -> rustix::io::Result<OwnedFd> {
-    let mut parts: Vec<&str> = location.split('/').collect();
-    let last = parts.pop().unwrap_or_default();
-    let mut at: Option<OwnedFd> = None;
-    for part in parts {
-        let here = at.as_ref().map_or(directory.as_fd(), |fd| fd.as_fd());
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let next = openat(here, part, flags, Mode::empty());
-        // NOFOLLOW with DIRECTORY says "not a directory" of a link.
-        at = Some(next?);
-    }
-    openat(at.as_ref().map_or(directory.as_fd(), |fd| fd.as_fd()), last, READ, Mode::empty())
 }
 
 struct Keys {

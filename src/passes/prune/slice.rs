@@ -121,7 +121,7 @@ fn shortened(tensor: &Tensor, axes: &[(usize, &[usize])]) -> Result<Tensor> {
     for (axis, kept) in axes {
         cut = cut.selected(*axis, kept);
     }
-    if tensor.region().is_some() {
+    if tensor.in_file() {
         return Ok(cut);
     }
     // The whole tensor is in memory; its slice shall not keep it there.
