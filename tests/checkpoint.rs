@@ -14,8 +14,8 @@ fn take<'a>(rest: &mut &'a [u8], n: usize) -> &'a [u8] {
 
 #[test]
 fn blocks_are_spelled_out_bit_for_bit_as_the_reference_does() {
-    let fixture = std::env::var_os("TINSMITH_TEST_BLOCKS")
-        .unwrap_or_else(|| "tests/fixtures/gguf_blocks.bin".into());
+    let fixture =
+        std::env::var_os("TINSMITH_TEST_BLOCKS").unwrap_or_else(|| "tests/fixtures/gguf_blocks.bin".into());
     let bytes = std::fs::read(Path::new(&fixture)).unwrap();
     let mut rest = &bytes[..];
     let mut seen = BTreeSet::new();

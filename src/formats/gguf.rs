@@ -284,8 +284,9 @@ fn sizes(entries: &[Entry], data: u64, alignment: u64) -> Result<Vec<u64>> {
             Error::invalid(code, why.to_string()).field(field(e, *i)).offset(e.at).found(e.offset)
         };
         if e.offset % alignment != 0 {
-            return Err(bad("GGUF-ALIGNMENT", "a tensor is not aligned")
-                .limit(format!("multiples of {alignment}")));
+            return Err(
+                bad("GGUF-ALIGNMENT", "a tensor is not aligned").limit(format!("multiples of {alignment}"))
+            );
         }
         if e.offset > data {
             return Err(bad("GGUF-RANGE", "a tensor begins outside the file")

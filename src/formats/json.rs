@@ -204,9 +204,7 @@ impl<'a> Reader<'a> {
     fn count(&mut self) -> Result<()> {
         self.items += 1;
         if self.items > self.limits.items {
-            return Err(
-                too_many("items", "JSON keys and values", self.limits.items).offset(self.at as u64)
-            );
+            return Err(too_many("items", "JSON keys and values", self.limits.items).offset(self.at as u64));
         }
         Ok(())
     }
@@ -408,7 +406,11 @@ mod tests {
             "1e-7",
             "\"\"",
         ] {
-            assert_eq!(read(text).unwrap(), serde_json::from_str::<serde_json::Value>(text).unwrap(), "{text}");
+            assert_eq!(
+                read(text).unwrap(),
+                serde_json::from_str::<serde_json::Value>(text).unwrap(),
+                "{text}"
+            );
         }
     }
 

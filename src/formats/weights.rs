@@ -55,11 +55,15 @@ fn directory(path: &Path, limits: &Limits) -> Result<Checkpoint> {
                 .hint("pass the path of one of the files"));
         }
     }
-    if let Some(pickle) = names.iter().find(|n| n.ends_with(".bin") || n.ends_with(".pt") || n.ends_with(".pth"))
+    if let Some(pickle) =
+        names.iter().find(|n| n.ends_with(".bin") || n.ends_with(".pt") || n.ends_with(".pth"))
     {
-        return Err(Error::unsupported("FORMAT-PICKLE", "the weights are a Python pickle, which is never loaded")
-            .file(path.join(pickle))
-            .hint("convert it to safetensors on a machine that you trust"));
+        return Err(Error::unsupported(
+            "FORMAT-PICKLE",
+            "the weights are a Python pickle, which is never loaded",
+        )
+        .file(path.join(pickle))
+        .hint("convert it to safetensors on a machine that you trust"));
     }
     if let Some(onnx) = names.iter().find(|n| n.ends_with(".onnx")) {
         return Err(Error::invalid("CHECKPOINT-ONNX", "the directory holds an ONNX model")
@@ -110,7 +114,9 @@ fn file(path: &Path, limits: &Limits) -> Result<Checkpoint> {
             from_safetensors(path, &file, limits)
         }
         Content::Other(what) => Err(detect::refuse(path, what)),
-        Content::Onnx => Err(Error::invalid("CHECKPOINT-ONNX", "this is an ONNX model, not a checkpoint").file(path)),
+        Content::Onnx => {
+            Err(Error::invalid("CHECKPOINT-ONNX", "this is an ONNX model, not a checkpoint").file(path))
+        }
         Content::Unknown => Err(Error::invalid("FORMAT-UNKNOWN", "this is no model that is known here")
             .file(path)
             .limit("safetensors, GGUF")

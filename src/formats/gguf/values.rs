@@ -30,8 +30,8 @@ fn width(kind: u32) -> Option<u64> {
 /// Name of a value type, as the format has it.
 pub(super) fn kind_name(kind: u32) -> &'static str {
     const NAMES: [&str; 13] = [
-        "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64",
-        "int64", "float64",
+        "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array",
+        "uint64", "int64", "float64",
     ];
     usize::try_from(kind).ok().and_then(|k| NAMES.get(k)).copied().unwrap_or("unknown")
 }

@@ -56,8 +56,9 @@ impl Index {
                     let file = r.string()?;
                     *index.files.entry(file.clone()).or_default() += 1;
                     if index.files.len() > FILES {
-                        return Err(Error::limit_exceeded("LIMIT", "the index names too many files")
-                            .limit(FILES));
+                        return Err(
+                            Error::limit_exceeded("LIMIT", "the index names too many files").limit(FILES)
+                        );
                     }
                     index.map.insert(tensor.to_string(), file);
                     Ok(())
@@ -66,7 +67,8 @@ impl Index {
             "metadata" => {
                 let value = r.value()?;
                 index.total = value.get("total_size").and_then(|v| {
-                    v.as_u64().or_else(|| v.as_f64().filter(|x| *x >= 0.0 && x.fract() == 0.0).map(|x| x as u64))
+                    v.as_u64()
+                        .or_else(|| v.as_f64().filter(|x| *x >= 0.0 && x.fract() == 0.0).map(|x| x as u64))
                 });
                 Ok(())
             }
@@ -141,14 +143,18 @@ impl Index {
         }
         match self.map.get(&tensor.name) {
             Some(named) if named == file => Ok(()),
-            Some(named) => Err(Error::invalid("SAFETENSORS-INDEX", "a tensor lies in another file than the index says")
-                .field(format!("weight_map.\"{}\"", tensor.name))
-                .found(format!("in \"{file}\""))
-                .limit(format!("in \"{named}\""))),
-            None => Err(Error::invalid("SAFETENSORS-INDEX", "a file holds a tensor that the index does not name")
-                .field(format!("\"{}\"", tensor.name))
-                .found(format!("in \"{file}\""))
-                .hint("index and files belong to different models: get all of them again")),
+            Some(named) => {
+                Err(Error::invalid("SAFETENSORS-INDEX", "a tensor lies in another file than the index says")
+                    .field(format!("weight_map.\"{}\"", tensor.name))
+                    .found(format!("in \"{file}\""))
+                    .limit(format!("in \"{named}\"")))
+            }
+            None => {
+                Err(Error::invalid("SAFETENSORS-INDEX", "a file holds a tensor that the index does not name")
+                    .field(format!("\"{}\"", tensor.name))
+                    .found(format!("in \"{file}\""))
+                    .hint("index and files belong to different models: get all of them again"))
+            }
         }
     }
 
@@ -172,8 +178,10 @@ fn open(folder: &Directory, directory: &Path, name: &str) -> Result<Arc<SourceFi
         },
         Err(Refusal::Name(reason)) => Err(refuse("SAFETENSORS-NAME", reason)
             .hint("files lie beside the index, under names of letters, digits, '.', '_', '-'")),
-        Err(Refusal::Missing) => Err(refuse("SAFETENSORS-MISSING", "there is no such file")
-            .hint("download all files of the model")),
+        Err(Refusal::Missing) => {
+            Err(refuse("SAFETENSORS-MISSING", "there is no such file")
+                .hint("download all files of the model"))
+        }
         Err(Refusal::Type(e)) => {
             let refused = refuse("SAFETENSORS-TYPE", "it is not a regular file").hint("use an ordinary file");
             Err(match e {

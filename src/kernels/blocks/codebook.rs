@@ -99,9 +99,8 @@ pub(super) fn iq3_s(block: &[u8; 110], out: &mut [f32; 256]) {
     for (i, out) in out.chunks_exact_mut(8).enumerate() {
         let group = i / 4;
         let db = d * f32::from(1 + 2 * (scales[group / 2] >> (group % 2 * 4) & 15));
-        let points = [2 * i, 2 * i + 1].map(|at| {
-            grids::IQ3_S[usize::from(quants[at]) | usize::from(high[at / 8] >> (at % 8) & 1) << 8]
-        });
+        let points = [2 * i, 2 * i + 1]
+            .map(|at| grids::IQ3_S[usize::from(quants[at]) | usize::from(high[at / 8] >> (at % 8) & 1) << 8]);
         pair(db, points, |v| (2 * v + 1) as f32, signs[i], out);
     }
 }
