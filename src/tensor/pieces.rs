@@ -45,7 +45,7 @@ impl Pieces {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SourceFile;
+    use super::super::{Region, SourceFile};
     use super::*;
 
     #[test]
