@@ -1,11 +1,17 @@
 //! Facts about a graph. A graph enters; a [`Summary`] and coupling groups leave. Knows no pass.
 
+mod cache;
 mod live;
+mod role;
 mod sandbox;
 mod size;
+mod stored;
 mod summarize;
 pub mod summary;
+mod weights;
 
-pub use sandbox::{handlers, summarize_in_child};
+pub use sandbox::{handlers, summarize_in_child, weight_in_child};
+pub use stored::summarize_checkpoint;
 pub use summarize::{Options, require_known, summarize, summarize_file, summarize_opened};
-pub use summary::{Layer, Summary, ValueInfo};
+pub use summary::{Layer, Summary, TensorInfo, Total, ValueInfo};
+pub use weights::distribution;

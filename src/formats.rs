@@ -1,6 +1,7 @@
 //! Readers and writers of model files, the only code that sees untrusted bytes. A path enters and a
 //! graph with facts about its files leaves, or the other way round. Knows no pass and no face.
 
+pub mod about;
 pub mod architecture;
 mod beneath;
 pub mod checkpoint;
@@ -13,6 +14,7 @@ pub mod onnx;
 mod safetensors;
 mod weights;
 
+pub use about::About;
 pub use checkpoint::{Checkpoint, Stored};
 pub use limits::Limits;
 

@@ -14,6 +14,7 @@ mod summary;
 mod table;
 mod text;
 
+pub use summary::{Section, Sections, inspection};
 pub use table::{Align, Cell, Column, Table};
 
 use crate::error::{Error, Result};

@@ -3,9 +3,10 @@
 
 mod blocks;
 mod dtype;
+mod each;
 mod pieces;
 mod source;
-mod stats;
+pub mod stats;
 mod stream;
 mod value;
 
@@ -13,7 +14,7 @@ pub use crate::kernels::index::strides;
 pub use dtype::{DType, Element};
 pub use pieces::Pieces;
 pub use source::{Region, SourceFile};
-pub use stats::Stats;
+pub use stats::{Distribution, Stats};
 pub use value::{Value, candle_dtype};
 
 use crate::error::{Error, Result};

@@ -1,9 +1,11 @@
 //! Inspection in a child process: a file that defeats its reader takes a child with it, not a face.
 
+use super::weights::distribution;
 use super::{Options, Summary, summarize_file};
 use crate::child::{self, Handler, Limits, Link};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
+use crate::tensor::Distribution;
 use serde::{Deserialize, Serialize};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use std::time::Duration;
 
 /// Name of the work among the child's handlers.
 const KIND: &str = "analysis.summarize";
+/// The same for one weight.
+const WEIGHT: &str = "analysis.weight";
 /// Address space of the child beyond what the program maps at its start.
 const MEMORY: u64 = 4 << 30;
 
@@ -21,12 +25,37 @@ struct Request {
     options: Options,
 }
 
+#[derive(Serialize, Deserialize)]
+struct OneWeight {
+    path: Vec<u8>,
+    name: String,
+}
+
+fn path(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
 /// What a child of this program can do for this room.
 pub fn handlers() -> Vec<Handler> {
-    vec![Handler::new(KIND, |request: Request, _: &Link| -> Result<Summary> {
-        let path = PathBuf::from(std::ffi::OsString::from_vec(request.path));
-        summarize_file(&path, &request.options)
-    })]
+    vec![
+        Handler::new(KIND, |request: Request, _: &Link| -> Result<Summary> {
+            summarize_file(&path(request.path), &request.options)
+        }),
+        Handler::new(WEIGHT, |request: OneWeight, _: &Link| -> Result<Distribution> {
+            distribution(&path(request.path), &request.name)
+        }),
+    ]
+}
+
+/// [`distribution`] of one weight of a model file in a child process under the same limits.
+///
+/// # Errors
+/// As [`distribution`]; `Died` where the child died on the file; `Limit` where it took too long.
+pub fn weight_in_child(path: &Path, name: &str, monitor: &dyn Monitor) -> Result<Distribution> {
+    let limits = Limits { memory: Some(MEMORY), reply: 1 << 20, ..Limits::within(Duration::from_secs(300)) };
+    let path = std::path::absolute(path).map_err(|e| Error::io("find the model", path, e))?;
+    let request = OneWeight { path: path.as_os_str().as_bytes().to_vec(), name: name.to_string() };
+    child::call_watched(WEIGHT, &request, &limits, monitor).map_err(|e| e.file(&path))
 }
 
 /// [`summarize_file`] in a child process under limits of time and memory, for faces that look at files

@@ -1,14 +1,13 @@
 //! A graph or a file enters, a [`Summary`] leaves. No weight is read unless asked for.
 
-use super::size;
-use super::summary::{GroupInfo, Layer, SCHEMA_VERSION, Summary, ValueInfo};
+use super::summary::{GroupInfo, Layer, SCHEMA_VERSION, Summary, TensorInfo, ValueInfo};
+use super::{cache, role, size, weights};
 use crate::error::{Error, Result};
-use crate::formats::{self, FileFacts, Limits, Opened};
+use crate::formats::{self, About, FileFacts, Limits, Opened};
 use crate::graph::constants::{Constants, is_weight};
 use crate::graph::coupling::{self, Coupled};
 use crate::graph::{Facts, Graph, Node, Type, ValueId};
 use crate::ops::{Dim, Fact};
-use crate::tensor::{Stats, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -23,7 +22,7 @@ pub struct Options {
     pub bindings: BTreeMap<String, i64>,
     /// Size of an open first axis.
     pub batch: i64,
-    /// Read all weights and count NaN, infinite and all-zero ones.
+    /// Read all weights and say what their elements are like.
     pub weights: bool,
 }
 
@@ -47,7 +46,10 @@ pub fn summarize_opened(opened: &Opened, options: &Options) -> Result<Summary> {
     summary.name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     summary.format = (*format).to_string();
     summary.file_bytes = opened.facts.total_bytes();
-    summary.warnings.splice(0..0, warnings.iter().cloned());
+    let mut warnings = warnings.clone();
+    summary.about = About::beside(path, &mut warnings);
+    summary.kv_cache = cache::of(&summary.inputs, &summary.about);
+    summary.warnings.splice(0..0, warnings);
     Ok(summary)
 }
 
@@ -91,9 +93,12 @@ pub fn summarize(graph: &Graph, options: &Options) -> Result<Summary> {
     if shapeless > 0 {
         warnings.push(format!("{shapeless} of {} nodes have outputs of unknown shape", layers.len()));
     }
+    let mut found = weights::of_graph(graph, &constants, &layers);
     if options.weights {
-        inspect_weights(graph, &constants, &mut warnings)?;
+        weights::measure(&mut found, &mut warnings)?;
     }
+    let tensors: Vec<TensorInfo> = found.into_iter().map(|w| w.info).collect();
+    let inputs: Vec<ValueInfo> = graph.required_inputs().map(|v| interface(graph, v, &facts)).collect();
     let header = graph.header();
     Ok(Summary {
         schema_version: SCHEMA_VERSION,
@@ -105,7 +110,8 @@ pub fn summarize(graph: &Graph, options: &Options) -> Result<Summary> {
             .iter()
             .map(|(d, v)| (if d.is_empty() { "ai.onnx".into() } else { d.clone() }, *v))
             .collect(),
-        inputs: graph.required_inputs().map(|v| interface(graph, v, &facts)).collect(),
+        kv_cache: cache::of(&inputs, &About::default()),
+        inputs,
         outputs: graph.outputs().iter().map(|v| interface(graph, *v, &facts)).collect(),
         parameters: sum(&|l| l.parameters),
         macs: sum(&|l| l.macs.unwrap_or(0)),
@@ -113,6 +119,12 @@ pub fn summarize(graph: &Graph, options: &Options) -> Result<Summary> {
         weight_bytes: sum(&|l| l.weight_bytes),
         file_bytes: 0,
         peak_activation_bytes: super::live::peak(graph, &uses, &bytes),
+        by_operator: role::totals(&layers, |l| l.op.as_str()),
+        by_role: role::totals(&layers, |l| l.role.as_str()),
+        encodings: weights::encodings(&tensors),
+        tensors,
+        about: About::default(),
+        no_graph: None,
         bindings,
         layers,
         groups,
@@ -257,6 +269,7 @@ fn layer(
     Layer {
         index,
         name: graph.label(index),
+        role: role::of(&graph.label(index), &node.operator_name()).to_string(),
         op: node.operator_name(),
         dtype: first.map_or_else(|| "?".to_string(), |f| f.dtype.name().to_string()),
         output_shape: first.and_then(|f| f.shape.as_ref()).map(|s| s.iter().map(Dim::to_string).collect()),
@@ -334,42 +347,12 @@ fn interface(graph: &Graph, v: ValueId, facts: &Facts) -> ValueInfo {
     }
 }
 
-/// Reads every floating weight and warns of NaN, infinite and all-zero ones.
-fn inspect_weights(graph: &Graph, constants: &Constants<'_>, warnings: &mut Vec<String>) -> Result<()> {
-    let mut all: Vec<(ValueId, &Tensor)> = constants.iter().collect();
-    all.sort_by_key(|(v, _)| *v);
-    let mut found = Vec::new();
-    for (v, tensor) in all {
-        if !tensor.dtype().is_float() || tensor.shape().is_empty() || tensor.shape().contains(&0) {
-            continue;
-        }
-        let name = graph.value_name(v);
-        let stats = Stats::of(tensor).map_err(|e| e.field(format!("initialiser \"{name}\"")))?;
-        if stats.nans + stats.infinities > 0 {
-            found.push(format!(
-                "weight \"{name}\": {} NaN and {} infinite of {} elements",
-                stats.nans,
-                stats.infinities,
-                tensor.len()
-            ));
-        } else if stats.zeros == tensor.len() as u64 && tensor.shape().len() > 1 {
-            found.push(format!("weight \"{name}\": all {} elements are zero", tensor.len()));
-        }
-    }
-    let more = found.len().saturating_sub(SHOWN);
-    warnings.extend(found.into_iter().take(SHOWN));
-    if more > 0 {
-        warnings.push(format!("{more} more weights with such elements"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::graph::Edit;
     use crate::ops::Attributes;
-    use crate::tensor::DType;
+    use crate::tensor::{DType, Tensor};
 
     fn graph() -> Graph {
         let mut edit = Edit::new("g", &[("", 17), ("my.domain", 1)]);

@@ -1,5 +1,7 @@
 //! The shape of an inspection. The field names are the public JSON contract of `inspect`.
 
+use crate::formats::About;
+use crate::tensor::Distribution;
 use serde::{Deserialize, Serialize};
 
 /// Version of [`Summary`].
@@ -16,8 +18,8 @@ pub struct ValueInfo {
     pub shape: Option<Vec<String>>,
 }
 
-/// One node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// One node; of a checkpoint without a graph, one weight.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Layer {
     /// Index in execution order.
     pub index: usize,
@@ -25,6 +27,9 @@ pub struct Layer {
     pub name: String,
     /// Operator, with the domain before a colon where it is not the default one.
     pub op: String,
+    /// What it is for: `attention`, `mlp`, `norm`, `embedding`, `head`, `conv`, …
+    #[serde(default)]
+    pub role: String,
     /// Output element type.
     pub dtype: String,
     /// First output's shape.
@@ -62,14 +67,78 @@ pub struct GroupInfo {
     pub parameters_per_unit: u64,
 }
 
+/// Sums over the layers of one kind.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Total {
+    /// Operator or role.
+    pub kind: String,
+    /// Layers of it.
+    pub layers: usize,
+    /// Scalar weights.
+    pub parameters: u64,
+    /// Multiply-accumulates of those that could be counted.
+    pub macs: u64,
+    /// Bytes of weights as stored.
+    pub weight_bytes: u64,
+    /// Bytes of outputs of known shape.
+    pub activation_bytes: u64,
+}
+
+/// One weight as it is stored.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TensorInfo {
+    /// Name in the file.
+    pub name: String,
+    /// Encoding as the format names it: `f32`, `BF16`, `Q4_K`.
+    pub encoding: String,
+    /// Shape, outermost axis first.
+    pub shape: Vec<usize>,
+    /// Elements.
+    pub parameters: u64,
+    /// Bytes as stored.
+    pub bytes: u64,
+    /// What it is for, as in [`Layer::role`].
+    pub role: String,
+    /// What its elements are like, where they were asked for and can be read.
+    pub distribution: Option<Distribution>,
+}
+
+/// Weights of one encoding.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EncodingTotal {
+    /// Encoding.
+    pub encoding: String,
+    /// Tensors.
+    pub tensors: usize,
+    /// Their elements.
+    pub parameters: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Keys and values that a causal language model keeps between tokens.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct KvCache {
+    /// Bytes for one more token of one sequence, in all layers together.
+    pub bytes_per_token: u64,
+    /// Longest sequence in tokens, where it is known.
+    pub context: Option<u64>,
+    /// Bytes of one sequence of that length.
+    pub bytes_at_context: Option<u64>,
+    /// Element type: that of the graph's inputs, else assumed.
+    pub dtype: String,
+    /// Where the sizes come from: `inputs` of the graph, or `configuration`.
+    pub source: String,
+}
+
 /// A whole model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// Version of this format.
     pub schema_version: u32,
     /// File name.
     pub name: String,
-    /// Format: `onnx`.
+    /// Format: `onnx`, `safetensors`, `gguf`.
     pub format: String,
     /// Producer and versions as the file tells.
     pub producer: String,
@@ -103,4 +172,25 @@ pub struct Summary {
     pub metadata: Vec<(String, String)>,
     /// What the person should know: damaged weights, NaNs, missing shapes.
     pub warnings: Vec<String>,
+    /// Sums by operator, most work first.
+    #[serde(default)]
+    pub by_operator: Vec<Total>,
+    /// Sums by role, most work first.
+    #[serde(default)]
+    pub by_role: Vec<Total>,
+    /// Weights as they are stored, in the order of the file.
+    #[serde(default)]
+    pub tensors: Vec<TensorInfo>,
+    /// Encodings of the weights, most bytes first.
+    #[serde(default)]
+    pub encodings: Vec<EncodingTotal>,
+    /// What configuration, metadata and tokenizer tell of the model.
+    #[serde(default)]
+    pub about: About,
+    /// Cache of a causal language model.
+    #[serde(default)]
+    pub kv_cache: Option<KvCache>,
+    /// Why there is no graph: the layers are the weights, and the model cannot be converted.
+    #[serde(default)]
+    pub no_graph: Option<String>,
 }

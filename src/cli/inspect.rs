@@ -3,7 +3,7 @@
 use super::context::Context;
 use crate::analysis::{self, Options, Summary};
 use crate::error::{Error, Result};
-use crate::report::{Cell, Report, Table};
+use crate::report::{Cell, Format, Report, Section, Sections, Table, inspection};
 use crate::units::{Bytes, Count};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -24,19 +24,31 @@ impl Binding {
     }
 }
 
-/// Show what is in a model: layers, parameters, MACs, bytes, peak activations, coupling groups
+/// Show what is in a model: layers, parameters, MACs, bytes, encodings, cache, tokenizer, coupling groups
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  tinsmith inspect model.onnx\n  tinsmith inspect model.onnx --bind batch=8 --format csv > layers.csv"
+    after_help = "Examples:\n  tinsmith inspect model.gguf\n  tinsmith inspect model.onnx --bind batch=8 --format csv > layers.csv\n  tinsmith inspect model.safetensors --tensors=attn --weights"
 )]
 pub(super) struct Inspect {
-    /// Model
+    /// Model file, or directory of a checkpoint
     model: String,
     #[command(flatten)]
     binding: Binding,
-    /// Read all weights too, and report NaN, infinite and all-zero ones
+    /// Read all weights too: moments, zeros, NaN, outlier channels of each
     #[arg(long)]
     weights: bool,
+    /// Only the layers, all of them, or those whose name, operator or role contains TEXT
+    #[arg(long, value_name = "TEXT", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    layers: Option<String>,
+    /// Only the weights as stored, or those whose name, encoding or role contains TEXT
+    #[arg(long, value_name = "TEXT", num_args = 0..=1, require_equals = true, default_missing_value = "", conflicts_with = "layers")]
+    tensors: Option<String>,
+    /// Only what the files tell beside the weights: metadata, tokenizer, configuration
+    #[arg(long)]
+    metadata: bool,
+    /// Only the coupling groups, all of them
+    #[arg(long)]
+    groups: bool,
 }
 
 /// Show what changed between two models, layer by layer
@@ -52,7 +64,19 @@ pub(super) struct Diff {
 }
 
 pub(super) fn inspect(context: &Context, args: Inspect) -> anyhow::Result<()> {
-    context.show(&summary(&args.model, &args.binding, args.weights)?)
+    let found = summary(&args.model, &args.binding, args.weights)?;
+    let asked = [
+        (args.layers.is_some(), Section::Layers),
+        (args.tensors.is_some(), Section::Tensors),
+        (args.groups, Section::Groups),
+        (args.metadata, Section::Metadata),
+    ];
+    let sections = Sections {
+        only: asked.into_iter().filter(|(asked, _)| *asked).map(|(_, section)| section).collect(),
+        matching: args.layers.or(args.tensors).unwrap_or_default(),
+        brief: context.format == Format::Text,
+    };
+    context.print(&inspection(&found, &sections)?)
 }
 
 /// The summary of a model file.

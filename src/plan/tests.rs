@@ -9,6 +9,7 @@ fn layer(index: usize, op: &str, macs: u64, shape: &[usize], group: Option<usize
         index,
         name: format!("n{index}"),
         op: op.into(),
+        role: "other".into(),
         dtype: "f32".into(),
         output_shape: None,
         parameters,
@@ -54,6 +55,7 @@ fn model(layers: Vec<SummaryLayer>, prunable: bool) -> Summary {
         metadata: vec![],
         warnings: vec![],
         layers,
+        ..Summary::default()
     }
 }
 

@@ -94,6 +94,7 @@ pub fn layer(
         index,
         name: name.into(),
         op: op.into(),
+        role: "other".into(),
         dtype: "f32".into(),
         output_shape: Some(shape.iter().map(|s| s.to_string()).collect()),
         parameters,
@@ -163,6 +164,7 @@ pub fn summary() -> Summary {
         unknown_ops: vec![("acme:Temper".into(), 1)],
         metadata: vec![("license".into(), "MIT".into())],
         warnings: vec!["node \"/head/calibrate/acme:Temper\": operator acme:Temper is unknown".into()],
+        ..Summary::default()
     }
 }
 
