@@ -142,10 +142,12 @@ impl Distribution {
             }
             Ok(())
         })?;
+        // Interpolation ends at the end of the last bucket, the elements before.
+        let within = |q: f64| buckets.quantile(q).min(stats.absmax());
         Ok(Distribution {
-            median_abs: buckets.quantile(0.5),
-            p99_abs: buckets.quantile(0.99),
-            p999_abs: buckets.quantile(0.999),
+            median_abs: within(0.5),
+            p99_abs: within(0.99),
+            p999_abs: within(0.999),
             histogram: buckets.histogram(stats.absmax()),
             exponents: buckets.exponents(),
             channels: channels.map(channels::Gather::finish),
