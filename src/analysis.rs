@@ -2,6 +2,7 @@
 
 mod cache;
 mod live;
+mod open;
 mod role;
 mod sandbox;
 mod size;

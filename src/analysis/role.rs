@@ -23,7 +23,7 @@ const NAMES: [(&str, &[&str]); 7] = [
             "c_fc",
         ],
     ),
-    ("head", &["lm_head", "classifier", "qa_outputs", "cls", "pooler", "score"]),
+    ("head", &["lm_head", "classifier", "qa_outputs", "cls", "head", "pooler", "score"]),
     ("embedding", &["embed", "embedding", "embeddings", "wte", "wpe", "token_embd", "position_embd"]),
     ("conv", &["conv", "conv1", "conv2", "conv3"]),
     // Of BERT and its kin: `layer.0.output.dense`, where `attention.output` was attention already.
@@ -147,6 +147,8 @@ mod tests {
             ("transformer.h.3.ln_1.bias", "", "norm"),
             ("transformer.wte.weight", "", "embedding"),
             ("/stem/conv/Conv", "Conv", "conv"),
+            ("head", "Gemm", "head"),
+            ("layers.0.attention.heads", "Reshape", "attention"),
             ("n7", "MatMul", "linear"),
             ("n8", "com.microsoft:GroupQueryAttention", "attention"),
             ("relu", "Relu", "activation"),

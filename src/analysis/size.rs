@@ -35,10 +35,19 @@ pub(super) fn name_open_dimensions(graph: &Graph) -> Option<Graph> {
 }
 
 /// A size for every symbol of the graph's inputs: what the caller gives, else `batch` for the first
-/// axis, an image size for the last two of four axes, and a sequence length elsewhere.
+/// axis, none for tokens in a cache, an image size for the last two of four axes, and a sequence length
+/// elsewhere.
 pub(super) fn bindings(graph: &Graph, given: &BTreeMap<String, i64>, batch: i64) -> Vec<(String, i64)> {
     let mut bound: Vec<(String, i64)> = Vec::new();
     let mut seen = HashSet::new();
+    let mut cached = HashSet::new();
+    for v in graph.required_inputs().filter(|v| graph.value_name(*v).starts_with("past")) {
+        if let Some(Type::Tensor { shape: Some(shape), .. }) = &graph.value(v).ty
+            && let [_, _, tokens, _] = shape.as_slice()
+        {
+            tokens.symbols(&mut |symbol| drop(cached.insert(symbol.to_string())));
+        }
+    }
     for v in graph.required_inputs() {
         let Some(Type::Tensor { shape: Some(shape), .. }) = &graph.value(v).ty else { continue };
         for (axis, dim) in shape.iter().enumerate() {
@@ -49,6 +58,8 @@ pub(super) fn bindings(graph: &Graph, given: &BTreeMap<String, i64>, batch: i64)
                 let size = match given.get(symbol) {
                     Some(size) => *size,
                     None if axis == 0 => batch,
+                    // One inference is a prefill: nothing is in the cache yet.
+                    None if cached.contains(symbol) => 0,
                     None if shape.len() == 4 && axis >= 2 => IMAGE,
                     None if shape.len() == 4 => 3,
                     None => SEQUENCE,

@@ -7,6 +7,7 @@ use super::{cache, role};
 use crate::error::Result;
 use crate::formats::metadata::Fact;
 use crate::formats::{About, Checkpoint};
+use std::collections::HashMap;
 
 /// Characters of a metadata value that are kept.
 const VALUE: usize = 32 << 10;
@@ -19,8 +20,7 @@ pub fn summarize_checkpoint(checkpoint: &Checkpoint, why: &str, options: &Option
         Summary { schema_version: SCHEMA_VERSION, no_graph: Some(why.to_string()), ..Summary::default() };
     describe(&mut summary, checkpoint, options)?;
     summary.layers = summary.tensors.iter().enumerate().map(|(i, t)| layer(i, t)).collect();
-    summary.parameters = checkpoint.parameters();
-    summary.weight_bytes = summary.tensors.iter().fold(0, |sum, t| sum.saturating_add(t.bytes));
+    total(&mut summary);
     summary.by_role = role::totals(&summary.layers, |l| l.role.as_str());
     summary.kv_cache = cache::of(&[], &summary.about);
     Ok(summary)
@@ -60,6 +60,36 @@ pub(super) fn describe(summary: &mut Summary, checkpoint: &Checkpoint, options: 
         checkpoint.metadata.entries().iter().map(|(key, fact)| (key.clone(), spelled(fact))).collect();
     summary.warnings.splice(0..0, warnings);
     Ok(())
+}
+
+/// Weights of a graph over a checkpoint count as the files store them: each once, with its encoding.
+pub(super) fn count_as_stored(summary: &mut Summary) {
+    let by_name: HashMap<&str, &TensorInfo> = summary.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    for layer in &mut summary.layers {
+        let mut bytes = 0u64;
+        for (name, encoding, shape) in &mut layer.weights {
+            let elements = shape.iter().fold(1u64, |n, d| n.saturating_mul(*d as u64));
+            let stored = by_name.get(name.as_str()).filter(|t| t.parameters == elements);
+            if let Some(t) = stored {
+                encoding.clone_from(&t.encoding);
+                bytes = bytes.saturating_add(t.bytes);
+            }
+        }
+        if layer.parameters > 0 && bytes > 0 {
+            layer.weight_bytes = bytes;
+        }
+    }
+    total(summary);
+    summary.by_operator = role::totals(&summary.layers, |l| l.op.as_str());
+    summary.by_role = role::totals(&summary.layers, |l| l.role.as_str());
+}
+
+/// Sums over all weights. Indices and masks that lie among them are no parameters.
+fn total(summary: &mut Summary) {
+    let counted = |t: &&TensorInfo| !matches!(t.encoding.as_str(), "I64" | "U64" | "BOOL");
+    summary.parameters =
+        summary.tensors.iter().filter(counted).fold(0, |sum, t| sum.saturating_add(t.parameters));
+    summary.weight_bytes = summary.tensors.iter().fold(0, |sum, t| sum.saturating_add(t.bytes));
 }
 
 fn layer(index: usize, tensor: &TensorInfo) -> Layer {

@@ -1,9 +1,10 @@
 //! A graph or a file enters, a [`Summary`] leaves. No weight is read unless asked for.
 
+use super::open::{Model, open};
 use super::summary::{GroupInfo, Layer, SCHEMA_VERSION, Summary, TensorInfo, ValueInfo};
-use super::{cache, role, size, weights};
+use super::{cache, role, size, stored, weights};
 use crate::error::{Error, Result};
-use crate::formats::{self, About, FileFacts, Limits, Opened};
+use crate::formats::{About, FileFacts, Opened};
 use crate::graph::constants::{Constants, is_weight};
 use crate::graph::coupling::{self, Coupled};
 use crate::graph::{Facts, Graph, Node, Type, ValueId};
@@ -35,8 +36,22 @@ impl Default for Options {
 /// [`summarize`] of a file, with what the file tells besides. It can run in a child process: the result
 /// is serialisable and nothing else is touched.
 pub fn summarize_file(path: &Path, options: &Options) -> Result<Summary> {
-    let opened = formats::load_with(path, &Limits::from_env()?)?;
-    summarize_opened(&opened, options).map_err(|e| e.file(path))
+    let told = |e: Error| e.file(path);
+    match open(path)? {
+        Model::Graph(opened) => summarize_opened(&opened, options).map_err(told),
+        Model::Checkpoint { checkpoint, graph: Err(why), .. } => {
+            stored::summarize_checkpoint(&checkpoint, &why, options).map_err(told)
+        }
+        Model::Checkpoint { checkpoint, graph: Ok(graph), warnings } => {
+            let mut summary =
+                summarize(&graph, &Options { weights: false, ..options.clone() }).map_err(told)?;
+            summary.warnings.splice(0..0, warnings);
+            stored::describe(&mut summary, &checkpoint, options).map_err(told)?;
+            stored::count_as_stored(&mut summary);
+            summary.kv_cache = cache::of(&summary.inputs, &summary.about);
+            Ok(summary)
+        }
+    }
 }
 
 /// [`summarize`] of a model that was read.

@@ -2,10 +2,10 @@
 //! like. Weights are read piece by piece and several at a time; no large one is ever whole in memory
 //! where it lies in a file.
 
+use super::open::{Model, open};
 use super::role;
 use super::summary::{EncodingTotal, Layer, TensorInfo};
 use crate::error::{Error, Result};
-use crate::formats;
 use crate::graph::constants::{Constants, is_weight};
 use crate::graph::{Graph, Node, ValueId};
 use crate::ops::Attr;
@@ -131,17 +131,25 @@ pub(super) fn readable(tensor: &Tensor) -> bool {
 /// `Usage` where there is no such weight; `Unsupported` where its elements are no numbers or cannot be
 /// read; those of reading the file.
 pub fn distribution(path: &Path, name: &str) -> Result<Distribution> {
-    let opened = formats::load(path)?;
-    let constants = Constants::of(&opened.graph);
-    let found = of_graph(&opened.graph, &constants, &[]).into_iter().find(|w| w.info.name == name);
-    let weight = found.ok_or_else(|| absent(path, name))?;
-    let tensor = weight.tensor.filter(|t| readable(t)).ok_or_else(|| {
+    let (tensor, encoding, axis) = match open(path)? {
+        Model::Graph(opened) => {
+            let constants = Constants::of(&opened.graph);
+            let mut all = of_graph(&opened.graph, &constants, &[]).into_iter();
+            let found = all.find(|w| w.info.name == name).ok_or_else(|| absent(path, name))?;
+            (found.tensor.cloned(), found.info.encoding, found.axis)
+        }
+        Model::Checkpoint { checkpoint, .. } => {
+            let found = checkpoint.get(name).ok_or_else(|| absent(path, name))?;
+            (found.tensor.clone(), found.encoding.clone(), channel_axis(None, found.shape.len()))
+        }
+    };
+    let tensor = tensor.filter(readable).ok_or_else(|| {
         Error::unsupported("WEIGHT-ENCODING", "the elements of this weight cannot be read as numbers")
             .file(path)
             .field(name)
-            .found(&weight.info.encoding)
+            .found(encoding)
     })?;
-    Distribution::of(tensor, weight.axis, &|| Ok(())).map_err(|e| e.field(name))
+    Distribution::of(&tensor, axis, &|| Ok(())).map_err(|e| e.field(name))
 }
 
 fn absent(path: &Path, name: &str) -> Error {

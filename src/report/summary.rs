@@ -35,6 +35,8 @@ pub enum Section {
     Groups,
 }
 
+/// Inputs and outputs that are named in brief.
+const INTERFACE: usize = 4;
 /// Rows of a table that is shown in brief.
 const BRIEF: usize = 24;
 /// Characters of a metadata value in the table.
@@ -79,8 +81,8 @@ pub fn inspection(s: &Summary, sections: &Sections) -> Result<Report> {
         ("format", s.format.clone()),
         ("producer", s.producer.clone()),
         ("opsets", opsets.collect::<Vec<_>>().join(", ")),
-        ("inputs", values(&s.inputs)),
-        ("outputs", values(&s.outputs)),
+        ("inputs", values(&s.inputs, sections.brief)),
+        ("outputs", values(&s.outputs, sections.brief)),
         ("counted with", bound),
         ("nodes", graph(s.layers.len().to_string())),
         ("tensors", s.tensors.len().to_string()),
@@ -196,9 +198,14 @@ fn metadata(report: Report, s: &Summary) -> Report {
     }
 }
 
-fn values(values: &[ValueInfo]) -> String {
+fn values(values: &[ValueInfo], brief: bool) -> String {
     let one = |v: &ValueInfo| format!("{}:{}{}", v.name, v.dtype, shape(v.shape.as_deref()));
-    values.iter().map(one).collect::<Vec<_>>().join(" ")
+    let shown = if brief { values.len().min(INTERFACE) } else { values.len() };
+    let mut text: Vec<String> = values.iter().take(shown).map(one).collect();
+    if shown < values.len() {
+        text.push(format!("and {} more", values.len() - shown));
+    }
+    text.join(" ")
 }
 
 fn shape(shape: Option<&[String]>) -> String {
