@@ -2,6 +2,7 @@
 //! safetensors and GGUF give, and what the architectures build graphs from. Knows no architecture.
 
 use super::metadata::Metadata;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,6 +21,21 @@ pub struct Stored {
     /// The weight. Blocks show as `f32` and are spelled out only when they are asked for; `None` for
     /// encodings that are recognised but cannot be read.
     pub tensor: Option<Tensor>,
+}
+
+impl Stored {
+    /// The weight, or the reason why it cannot be read.
+    ///
+    /// # Errors
+    /// `Unsupported` for encodings that are only recognised.
+    pub fn tensor(&self) -> Result<&Tensor> {
+        self.tensor.as_ref().ok_or_else(|| {
+            Error::unsupported("ENCODING", "the encoding of a weight is not read")
+                .field(format!("\"{}\"", self.name))
+                .found(&self.encoding)
+                .hint("convert the model to another encoding")
+        })
+    }
 }
 
 /// Named weights of a model.

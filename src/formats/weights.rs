@@ -108,11 +108,10 @@ fn file(path: &Path, limits: &Limits) -> Result<Checkpoint> {
         Content::Safetensors => from_safetensors(path, &file, limits),
         Content::Other(Other::Json) => from_index(path, &Index::read(&file, limits)?, limits),
         // A damaged length hides the format, so the name must speak.
-        Content::Unknown | Content::Onnx | Content::Other(Other::Zeros)
-            if path.extension().is_some_and(|e| e == "safetensors") =>
-        {
+        Content::Unknown | Content::Onnx if path.extension().is_some_and(|e| e == "safetensors") => {
             from_safetensors(path, &file, limits)
         }
+        Content::Unknown if path.extension().is_some_and(|e| e == "gguf") => from_gguf(path, &file, limits),
         Content::Other(what) => Err(detect::refuse(path, what)),
         Content::Onnx => {
             Err(Error::invalid("CHECKPOINT-ONNX", "this is an ONNX model, not a checkpoint").file(path))
