@@ -57,3 +57,6 @@ mod pruning;
 mod transformer;
 #[path = "pruning_transformer.rs"]
 mod pruning_transformer;
+
+#[path = "architectures.rs"]
+mod architectures;

@@ -115,10 +115,10 @@ impl Encoder {
     }
 
     fn positions(&self, net: &mut Net<'_>, ids: ValueId, attention_mask: ValueId) -> Result<ValueId> {
-        let (zero, one) = (net.int(0), net.int(1));
+        let one = net.int(1);
         match self.position_offset {
             None => {
-                let seq = net.size_of(ids, 1, "sizes.seq");
+                let (zero, seq) = (net.int(0), net.size_of(ids, 1, "sizes.seq"));
                 Ok(net.op("Range", &[zero, seq, one], mask::POSITIONS))
             }
             Some(padding) => {
