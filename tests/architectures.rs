@@ -2,9 +2,11 @@
 //! them (`benches/peer/architectures.py`). Weights are a function of their names.
 
 use serde_json::Value;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tinsmith::execute::Executor;
 use tinsmith::formats::architecture::{self, Options};
+use tinsmith::formats::metadata::Fact;
 use tinsmith::formats::{Checkpoint, Stored};
 use tinsmith::graph::Graph;
 use tinsmith::tensor::{DType, Tensor};
@@ -71,6 +73,34 @@ impl Fixture {
         self.0["config"].clone()
     }
 
+    /// The same model as a GGUF file would hold it, where the fixture tells how.
+    fn gguf(&self) -> Option<Checkpoint> {
+        let form = self.0.get("gguf")?;
+        let plain: HashMap<String, Tensor> = self.weights().into_iter().collect();
+        let config = self.config();
+        let stored = form["weights"].as_array().unwrap().iter().map(|w| {
+            let text = |i: usize| w[i].as_str().unwrap();
+            let tensor = changed(&plain[text(1)], text(2), &config, text(1));
+            Stored {
+                name: text(0).into(),
+                shape: tensor.shape().to_vec(),
+                encoding: "F32".into(),
+                bytes: tensor.byte_len(),
+                tensor: Some(tensor),
+            }
+        });
+        let mut checkpoint = Checkpoint::new("gguf", "model.gguf".into(), stored.collect());
+        for (key, value) in form["metadata"].as_object().unwrap() {
+            let fact = match value {
+                Value::String(s) => Fact::Text(s.clone()),
+                v if v.is_i64() => Fact::Int(v.as_i64().unwrap().into()),
+                v => Fact::Float(v.as_f64().unwrap()),
+            };
+            assert!(checkpoint.metadata.insert(key, fact));
+        }
+        Some(checkpoint)
+    }
+
     fn checkpoint(&self) -> Checkpoint {
         let stored = self.weights().into_iter().map(|(name, tensor)| Stored {
             name,
@@ -122,6 +152,27 @@ impl Fixture {
     }
 }
 
+/// A weight as llama.cpp's converter stores it.
+fn changed(tensor: &Tensor, change: &str, config: &Value, name: &str) -> Tensor {
+    match change {
+        "" => tensor.clone(),
+        "transpose" => tensor.transposed(&[1, 0]),
+        "add_one" => {
+            let v = tensor.to_f32s().unwrap().iter().map(|x| x + 1.0).collect();
+            Tensor::from_vec(tensor.shape().to_vec(), v).unwrap()
+        }
+        "interleave" => {
+            let key = if name.contains("q_proj") { "num_attention_heads" } else { "num_key_value_heads" };
+            let (rows, heads) = (tensor.shape()[0], config[key].as_u64().unwrap() as usize);
+            let size = rows / heads;
+            let order: Vec<usize> =
+                (0..rows).map(|r| r / size * size + r % 2 * (size / 2) + r % size / 2).collect();
+            tensor.selected(0, &order)
+        }
+        other => panic!("{other}"),
+    }
+}
+
 fn shape(value: &Value) -> Vec<usize> {
     value.as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect()
 }
@@ -155,9 +206,16 @@ pub(crate) fn worst(a: &Tensor, b: &Tensor) -> f32 {
 #[test]
 fn every_architecture_gives_the_outputs_of_the_reference() {
     let mut failed = Vec::new();
-    for name in Fixture::names() {
-        let fixture = Fixture::load(&name);
-        let graph = fixture.graph();
+    let fixtures: Vec<(String, Fixture)> =
+        Fixture::names().into_iter().map(|n| (n.clone(), Fixture::load(&n))).collect();
+    let built = fixtures.iter().flat_map(|(name, f)| {
+        let gguf = f.gguf().map(|c| (format!("{name} (GGUF)"), f, c));
+        [Some((name.clone(), f, f.checkpoint())), gguf].into_iter().flatten()
+    });
+    let mut count = 0;
+    for (name, fixture, checkpoint) in built {
+        let graph = architecture::build(&checkpoint, &Options::default()).unwrap().graph;
+        count += 1;
         let outputs = Executor::new(&graph).unwrap().run(&fixture.inputs(&graph)).unwrap();
         for (output, expected) in fixture.expected() {
             let got = named(&outputs, &output);
@@ -171,6 +229,7 @@ fn every_architecture_gives_the_outputs_of_the_reference() {
         }
     }
     assert!(failed.is_empty(), "{failed:?}");
+    assert!(count >= 34, "{count}");
 }
 
 /// Values of real tokens: what stands at padding is nobody's business.

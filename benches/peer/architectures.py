@@ -6,6 +6,7 @@ holds shapes only.
 """
 import json, pathlib, sys, tempfile
 
+import gguf
 import numpy as np
 import torch
 import transformers as tf
@@ -62,6 +63,8 @@ DECODERS = {
     "qwen2-window": (tf.Qwen2Config, dict(GQA, use_sliding_window=True, sliding_window=4, max_window_layers=1)),
     "qwen3": (tf.Qwen3Config, dict(GQA, head_dim=16)),
     "gemma2": (tf.Gemma2Config, dict(GQA, head_dim=8, sliding_window=4, query_pre_attn_scalar=12)),
+    "gemma2-plain": (tf.Gemma2Config, dict(GQA, head_dim=8, sliding_window=4, query_pre_attn_scalar=8)),
+    "gemma3-six": (tf.Gemma3TextConfig, dict(GQA, num_hidden_layers=6, head_dim=8, sliding_window=4, query_pre_attn_scalar=8)),
     "gemma3": (tf.Gemma3TextConfig, dict(GQA, num_hidden_layers=3, head_dim=8, sliding_window=4,
                                          layer_types=["sliding_attention", "full_attention", "sliding_attention"])),
     "phi3": (tf.Phi3Config, dict(GQA, pad_token_id=0, bos_token_id=1, eos_token_id=2)),
@@ -101,6 +104,106 @@ def rebuilt(config, model_class):
     return model, stored, sorted(shapes.items())
 
 
+# Metadata of GGUF files by architecture: the key behind the architecture's name, and where it comes from.
+COMMON = {
+    "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
+    "context_length": "max_position_embeddings", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim", "attention.value_length": "head_dim",
+    "attention.sliding_window": "sliding_window", "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+OTHER = {
+    "gpt2": {"block_count": "n_layer", "embedding_length": "n_embd", "attention.head_count": "n_head",
+             "context_length": "n_positions", "attention.layer_norm_epsilon": "layer_norm_epsilon"},
+    "bert": {"block_count": "num_hidden_layers", "embedding_length": "hidden_size",
+             "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
+             "context_length": "max_position_embeddings", "attention.layer_norm_epsilon": "layer_norm_eps"},
+}
+GGUF = {"llama": "llama", "llama-tied": "llama", "llama-linear": "llama", "llama-yarn": "llama", "mistral": None,
+        "qwen2": "qwen2", "qwen3": "qwen3", "gemma2-plain": "gemma2", "gemma3-six": "gemma3", "phi3": "phi3", "gpt2": "gpt2", "bert": "bert"}
+
+
+def gguf_form(name, config, shapes):
+    """How llama.cpp's converter stores this model: metadata, and for each weight its name and what was done to it."""
+    arch = GGUF.get(name)
+    if arch is None:
+        return None
+    keys = OTHER.get(arch, COMMON)
+    metadata = {f"{arch}.{k}": config[v] for k, v in keys.items() if config.get(v) is not None}
+    metadata["general.architecture"] = arch
+    if arch == "gpt2":
+        metadata["gpt2.feed_forward_length"] = 4 * config["n_embd"]
+    if arch in ("qwen2", "qwen3"):
+        metadata.pop(f"{arch}.attention.sliding_window", None)
+    if arch not in OTHER:
+        rope = config["rope_parameters"]
+        rope = rope.get("full_attention", rope)
+        metadata[f"{arch}.rope.freq_base"] = float(rope["rope_theta"])
+        metadata[f"{arch}.rope.dimension_count"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        if rope["rope_type"] in ("linear", "yarn"):
+            metadata[f"{arch}.rope.scaling.type"] = rope["rope_type"]
+            metadata[f"{arch}.rope.scaling.factor"] = float(rope["factor"])
+        if rope["rope_type"] == "yarn":
+            metadata[f"{arch}.rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    layers = metadata[f"{arch}.block_count"]
+    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), layers)
+    weights = []
+    for hf, shape in shapes:
+        plain = hf.removeprefix("bert.")
+        if "pooler" in plain or "position_ids" in plain:
+            continue
+        target = names.get_name(plain, try_suffixes=(".weight", ".bias"))
+        assert target, plain
+        if not target.endswith((".weight", ".bias")):
+            target += ".weight"
+        change = ""
+        if arch == "llama" and ("q_proj" in hf or "k_proj" in hf):
+            change = "interleave"
+        if arch.startswith("gemma") and hf.endswith("norm.weight"):
+            change = "add_one"
+        if arch == "gpt2" and len(shape) == 2 and ("attn.c_" in hf or "mlp.c_" in hf):
+            change = "transpose"
+        weights.append([target, hf, change])
+    return {"metadata": metadata, "weights": weights}
+
+
+def changed(value, change, config, hf):
+    if change == "add_one":
+        return value + np.float32(1)
+    if change == "transpose":
+        return np.ascontiguousarray(value.T)
+    if change == "interleave":
+        heads = config["num_attention_heads" if "q_proj" in hf else "num_key_value_heads"]
+        return value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+    return value
+
+
+def llama_cpp(name, form, config, shapes, ids):
+    """Logits that llama.cpp computes for the model stored as GGUF."""
+    import llama_cpp
+    arch = form["metadata"]["general.architecture"]
+    sizes = dict(shapes)
+    with tempfile.TemporaryDirectory() as d:
+        path = f"{d}/model.gguf"
+        writer = gguf.GGUFWriter(path, arch)
+        for key, value in form["metadata"].items():
+            if key == "general.architecture":
+                continue
+            {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
+        writer.add_uint32(f"{arch}.vocab_size", config["vocab_size"])
+        writer.add_string("tokenizer.ggml.model", "no_vocab")
+        for target, hf, change in form["weights"]:
+            writer.add_tensor(target, np.ascontiguousarray(changed(weight(hf, sizes[hf]), change, config, hf)))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        model = llama_cpp.Llama(path, n_ctx=64, logits_all=True, verbose=False, n_threads=1)
+        model.eval(ids)
+        return np.array(model.scores[:len(ids)])
+
+
 def tensor(t):
     return {"shape": list(t.shape), "values": [float(f"{v:.7g}") for v in t.detach().flatten().tolist()]}
 
@@ -113,6 +216,15 @@ def write(target, name, stored, shapes, inputs, outputs):
     fixture = {"name": name, "config": stored, "weights": shapes,
                "inputs": {k: {"shape": list(v.shape), "values": v.flatten().tolist()} for k, v in inputs.items()},
                "outputs": {k: tensor(v) for k, v in outputs.items()}}
+    form = gguf_form(name, stored, shapes)
+    if form:
+        fixture["gguf"] = form
+        if "logits" in outputs:
+            try:
+                theirs = llama_cpp(name, form, stored, shapes, fixture["inputs"]["input_ids"]["values"])
+                print("  llama.cpp differs by", np.abs(theirs - outputs["logits"][0].numpy()).max())
+            except Exception as e:
+                print("  llama.cpp:", e)
     (target / f"{name}.json").write_text(json.dumps(fixture, separators=(",", ":")) + "\n")
     print(name, {k: list(v.shape) for k, v in outputs.items()})
 
