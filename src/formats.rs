@@ -40,7 +40,7 @@ pub struct Opened {
 pub struct FileFacts {
     /// The model file.
     pub path: PathBuf,
-    /// Format: `onnx`.
+    /// Format: `onnx`, `safetensors` or `gguf`.
     pub format: &'static str,
     /// Bytes of the model file.
     pub file_bytes: u64,
@@ -69,16 +69,20 @@ pub fn load(path: &Path) -> Result<Opened> {
 
 /// [`load`] with limits.
 pub fn load_with(path: &Path, limits: &Limits) -> Result<Opened> {
+    load_for(path, limits, &architecture::Options::default())
+}
+
+/// [`load`] with limits and with what the graph of a checkpoint is built for.
+pub fn load_for(path: &Path, limits: &Limits, options: &architecture::Options) -> Result<Opened> {
+    if path.is_dir() {
+        return built(&checkpoint(path, limits)?, options);
+    }
     let file = open(path)?;
-    let content = content(&file)?;
-    match content {
+    match content(&file)? {
+        Content::Safetensors | Content::Gguf => return built(&checkpoint(path, limits)?, options),
+        // An index of several files of weights.
+        Content::Other(detect::Other::Json) => return built(&checkpoint(path, limits)?, options),
         Content::Other(what) => return Err(detect::refuse(path, what)),
-        Content::Safetensors | Content::Gguf => {
-            return Err(Error::unsupported("FORMAT", "this version reads ONNX models only")
-                .file(path)
-                .found(if content == Content::Gguf { "GGUF" } else { "safetensors" })
-                .hint("export the model to ONNX"));
-        }
         Content::Onnx | Content::Unknown => {}
     }
     let imported = onnx::import::read(&file, limits).map_err(|e| e.file(path))?;
@@ -102,6 +106,22 @@ pub fn load_with(path: &Path, limits: &Limits) -> Result<Opened> {
 /// are not read, `Limit` where a budget does not suffice, `Integrity` where a file changes meanwhile.
 pub fn checkpoint(path: &Path, limits: &Limits) -> Result<Checkpoint> {
     weights::open(path, limits)
+}
+
+/// The graph of a checkpoint.
+fn built(checkpoint: &Checkpoint, options: &architecture::Options) -> Result<Opened> {
+    let built = architecture::build(checkpoint, options)?;
+    let (path, file_bytes) = checkpoint.files.first().cloned().unwrap_or((checkpoint.path.clone(), 0));
+    Ok(Opened {
+        graph: built.graph,
+        facts: FileFacts {
+            path: if checkpoint.path.is_dir() { checkpoint.path.clone() } else { path },
+            format: checkpoint.format,
+            file_bytes,
+            external: checkpoint.files.iter().skip(1).cloned().collect(),
+            warnings: checkpoint.warnings.iter().cloned().chain(built.warnings).collect(),
+        },
+    })
 }
 
 /// What a file is, by its first bytes.
