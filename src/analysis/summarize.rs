@@ -5,7 +5,7 @@ use super::summary::{GroupInfo, Layer, SCHEMA_VERSION, Summary, TensorInfo, Valu
 use super::{cache, role, size, stored, weights};
 use crate::error::{Error, Result};
 use crate::formats::{About, FileFacts, Opened};
-use crate::graph::constants::{Constants, is_weight};
+use crate::graph::constants::Constants;
 use crate::graph::coupling::{self, Coupled};
 use crate::graph::{Facts, Graph, Node, Type, ValueId};
 use crate::ops::{Dim, Fact};
@@ -232,7 +232,7 @@ fn inside(node: &Node) -> (u64, u64) {
     let (mut parameters, mut bytes) = (0u64, 0u64);
     while let Some(body) = work.pop() {
         let held = Constants::of(body);
-        for (_, tensor) in held.iter().filter(|(_, t)| is_weight(t)) {
+        for (_, tensor) in held.weights() {
             parameters = parameters.saturating_add(tensor.len() as u64);
             bytes = bytes.saturating_add(tensor.byte_len());
         }
@@ -252,7 +252,7 @@ fn layer(
     let mut weights = Vec::new();
     let (mut parameters, mut weight_bytes) = inside(node);
     for v in node.inputs.iter().flatten() {
-        if let Some(tensor) = constants.get(*v).filter(|t| is_weight(t)) {
+        if let Some(tensor) = constants.weight(*v) {
             weights.push((
                 graph.value_name(*v).to_string(),
                 tensor.dtype().name().to_string(),

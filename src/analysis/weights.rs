@@ -6,7 +6,7 @@ use super::open::{Model, open};
 use super::role;
 use super::summary::{EncodingTotal, Layer, TensorInfo};
 use crate::error::{Error, Result};
-use crate::graph::constants::{Constants, is_weight};
+use crate::graph::constants::Constants;
 use crate::graph::{Graph, Node, ValueId};
 use crate::ops::Attr;
 use crate::tensor::{Distribution, Tensor};
@@ -38,8 +38,7 @@ pub(super) fn of_graph<'a>(graph: &'a Graph, constants: &Constants<'a>, layers: 
         }
     }
     constants
-        .iter()
-        .filter(|(_, t)| is_weight(t))
+        .weights()
         .map(|(v, tensor)| {
             let name = graph.value_name(v).to_string();
             let used = first.get(&v).copied();

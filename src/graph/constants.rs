@@ -4,14 +4,19 @@
 use super::{Graph, NodeIndex, ValueId};
 use crate::ops::Attr;
 use crate::tensor::{DType, Tensor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Constants by value.
 #[derive(Debug, Clone)]
 pub struct Constants<'a> {
     graph: &'a Graph,
     held: BTreeMap<ValueId, (NodeIndex, &'a Tensor)>,
+    tables: HashSet<ValueId>,
 }
+
+/// Metadata key under which a graph lists the names of float constants that nobody trained, such as
+/// cosines of positions: separated by spaces.
+pub const TABLES: &str = "tinsmith.tables";
 
 impl<'a> Constants<'a> {
     /// The constants of `graph`.
@@ -23,12 +28,29 @@ impl<'a> Constants<'a> {
                 _ => None,
             }
         });
-        Constants { graph, held: held.collect() }
+        let listed = graph.header().metadata.iter().find(|(key, _)| key == TABLES);
+        let tables = listed.iter().flat_map(|(_, names)| names.split(' ')).filter_map(|n| graph.find(n));
+        Constants { graph, held: held.collect(), tables: tables.collect() }
     }
 
     /// The tensor of a value, if it is constant.
     pub fn get(&self, v: ValueId) -> Option<&'a Tensor> {
         self.graph.initializer(v).or_else(|| self.held.get(&v).map(|(_, t)| *t))
+    }
+
+    /// The tensor of a value, if it is a weight: not indices, masks, texts, single numbers or tables.
+    pub fn weight(&self, v: ValueId) -> Option<&'a Tensor> {
+        self.get(v).filter(|t| self.trained(v, t))
+    }
+
+    /// All weights, in the order of [`Constants::iter`].
+    pub fn weights(&self) -> impl Iterator<Item = (ValueId, &'a Tensor)> + '_ {
+        self.iter().filter(|(v, t)| self.trained(*v, t))
+    }
+
+    fn trained(&self, v: ValueId, tensor: &Tensor) -> bool {
+        let counted = !matches!(tensor.dtype(), DType::I64 | DType::U64 | DType::Bool | DType::Str);
+        counted && !tensor.shape().is_empty() && !self.tables.contains(&v)
     }
 
     /// The Constant node that holds a value's tensor, if one does.
@@ -40,10 +62,4 @@ impl<'a> Constants<'a> {
     pub fn iter(&self) -> impl Iterator<Item = (ValueId, &'a Tensor)> + '_ {
         self.graph.initializers().chain(self.held.iter().map(|(v, (_, t))| (*v, *t)))
     }
-}
-
-/// Whether a constant counts as weight: not indices, masks, texts or single numbers.
-pub fn is_weight(tensor: &Tensor) -> bool {
-    let counted = !matches!(tensor.dtype(), DType::I64 | DType::U64 | DType::Bool | DType::Str);
-    counted && !tensor.shape().is_empty()
 }

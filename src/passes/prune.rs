@@ -15,7 +15,7 @@ pub use slice::slice;
 use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
 use crate::analysis::{self, Summary};
 use crate::error::{Error, Result};
-use crate::graph::constants::{Constants, is_weight};
+use crate::graph::constants::Constants;
 use crate::graph::coupling::{self, Coupled, Group};
 use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
@@ -194,7 +194,7 @@ impl Room {
         let prunable = bounds.if_all_left(&candidates);
         let whole = match settings.of {
             Of::Prunable => prunable,
-            Of::Total => constants.iter().filter(|(_, t)| is_weight(t)).map(|(_, t)| t.len() as u64).sum(),
+            Of::Total => constants.weights().map(|(_, t)| t.len() as u64).sum(),
         };
         let target = (settings.ratio * whole as f64).round().max(1.0) as u64;
         let most = bounds.at_most(&candidates);

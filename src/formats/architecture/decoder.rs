@@ -8,6 +8,7 @@ use super::rope::Rope;
 use super::weights::Wanted;
 use crate::error::Result;
 use crate::graph::ValueId;
+use crate::graph::constants::TABLES;
 use crate::ops::{Attr, Attributes, Dim};
 use crate::tensor::DType;
 
@@ -116,6 +117,12 @@ impl Decoder {
                 let sin = net.edit.add_initializer(&format!("{kind}.sin"), sin);
                 tables.push((windowed, cos, sin));
             }
+        }
+        let listed: Vec<&str> =
+            tables.iter().flat_map(|t| [t.1, t.2]).map(|v| net.edit.graph().value_name(v)).collect();
+        let listed = listed.join(" ");
+        if !listed.is_empty() {
+            net.edit.set_metadata(TABLES, &listed);
         }
         Ok(Shared { masks, tables, positions: causal.positions })
     }

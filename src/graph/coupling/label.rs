@@ -4,7 +4,7 @@
 use super::collect::{Collected, LONGEST, Pinned};
 use super::union::Union;
 use super::{Coupled, Group, Place};
-use crate::graph::constants::{Constants, is_weight};
+use crate::graph::constants::Constants;
 use crate::graph::{Graph, ValueId};
 use std::collections::{BTreeMap, HashMap};
 
@@ -125,7 +125,7 @@ fn with_weights(all: &mut Collected, constants: &Constants<'_>) -> Vec<bool> {
         component.join(tie.a, tie.b);
     }
     let mut marked = vec![false; all.owner.len()];
-    for (v, _) in constants.iter().filter(|(_, t)| is_weight(t)) {
+    for (v, _) in constants.weights() {
         for axis in all.axes(v) {
             marked[component.root(axis)] = true;
         }
@@ -162,7 +162,7 @@ pub(super) fn groups(graph: &Graph, constants: &Constants<'_>, mut all: Collecte
                 places.extend(members[&class].iter().map(|axis| {
                     let (value, axis) = all.owner[*axis];
                     let size = labels.classes[&class].1;
-                    let weight = constants.get(value).is_some_and(is_weight);
+                    let weight = constants.weight(value).is_some();
                     Place { value, axis, size, per_unit, weight }
                 }));
                 part = parent;

@@ -3,7 +3,7 @@
 
 use super::{Room, Scope, Settings};
 use crate::graph::ValueId;
-use crate::graph::constants::{Constants, is_weight};
+use crate::graph::constants::Constants;
 use crate::graph::coupling::{Coupled, Group};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,7 +75,7 @@ impl Bounds {
         let mut bounds = Bounds { shapes: vec![], cuts: vec![vec![]; coupled.groups().len()] };
         for group in coupled.groups() {
             for p in group.weights() {
-                let Some(tensor) = constants.get(p.value).filter(|t| is_weight(t)) else { continue };
+                let Some(tensor) = constants.weight(p.value) else { continue };
                 let at = *number.entry(p.value).or_insert_with(|| {
                     bounds.shapes.push(tensor.shape().iter().map(|n| *n as u64).collect());
                     bounds.shapes.len() - 1
