@@ -21,9 +21,11 @@ mod einsum;
 pub(crate) mod elements;
 pub(crate) mod float;
 mod gather;
+mod grouped_attention;
 mod integer;
 mod matmul;
 mod movement;
+mod multi_head_attention;
 mod normalization;
 mod pool;
 mod quantize;
@@ -35,6 +37,7 @@ mod softmax;
 mod scatter;
 mod select;
 mod shape;
+mod skip_norm;
 mod spatial;
 mod unary;
 mod vector_norm;
@@ -184,9 +187,11 @@ const FAMILIES: &[&[Spec]] = &[
     constant::SPECS,
     einsum::SPECS,
     gather::SPECS,
+    grouped_attention::SPECS,
     integer::SPECS,
     matmul::SPECS,
     movement::SPECS,
+    multi_head_attention::SPECS,
     normalization::SPECS,
     pool::SPECS,
     quantize::SPECS,
@@ -199,6 +204,7 @@ const FAMILIES: &[&[Spec]] = &[
     scatter::SPECS,
     select::SPECS,
     shape::SPECS,
+    skip_norm::SPECS,
     vector_norm::SPECS,
 ];
 

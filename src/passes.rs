@@ -1,6 +1,7 @@
 //! Passes: graph to graph, each with a report of what it applied and what it skipped, and why.
 //! They know graphs, operators and the executor; they know no job, no file of results and no face.
 
+pub mod lower;
 pub mod optimize;
 pub mod prune;
 pub mod quantize;
@@ -118,6 +119,11 @@ pub const PASSES: &[(&str, &str, Build)] = &[
         "optimize",
         "constants folded, what does nothing removed, batch norms fused: the same outputs from fewer nodes",
         optimize::build,
+    ),
+    (
+        "lower",
+        "operators written for a runtime: ONNX Runtime's own (ort), or plain ones at operator set 17 (standard)",
+        lower::build,
     ),
     ("prune", "whole channels, neurons and heads removed, so that shapes shrink", prune::build),
     (

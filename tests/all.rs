@@ -53,6 +53,10 @@ mod models;
 mod gradients_index;
 #[path = "pruning.rs"]
 mod pruning;
+#[path = "contrib.rs"]
+mod contrib;
+#[path = "lower.rs"]
+mod lower;
 #[path = "transformer.rs"]
 mod transformer;
 #[path = "pruning_transformer.rs"]

@@ -181,6 +181,18 @@ impl Edit {
         }
     }
 
+    /// Imports an older version of a domain's operator set; nodes whose form changed are the caller's to
+    /// rewrite. All its operators are parsed again at commit.
+    pub fn lower_opset(&mut self, domain: &str, version: i64) {
+        self.set_opset(domain, version);
+        let domain = ops::canonical_domain(domain);
+        for (d, v) in &mut self.graph.opsets {
+            if ops::canonical_domain(d) == domain {
+                *v = version;
+            }
+        }
+    }
+
     /// Sets a metadata key.
     pub fn set_metadata(&mut self, key: &str, value: &str) {
         let metadata = &mut self.graph.header.metadata;

@@ -51,6 +51,10 @@ pub const SPECS: &[Spec] = &[
             .found(other)
             .limit("none, tanh")),
     }),
+    contrib("Gelu", |_, _| Ok(Biased::of(Gelu {}, None))),
+    contrib("BiasGelu", |_, _| Ok(Biased::of(Gelu {}, Some(1)))),
+    contrib("FastGelu", |_, _| Ok(Biased::of(GeluTanh {}, Some(1)))),
+    contrib("QuickGelu", |a, _| Ok(Biased::of(Swish { alpha: number(a, "alpha", 1.702)? }, None))),
     Spec::new("Shrink", 9, DType::FLOATS, |a, _| {
         Unary::of(Shrink { bias: number(a, "bias", 0.0)?, lambda: number(a, "lambd", 0.5)? })
     }),
@@ -63,6 +67,83 @@ pub const SPECS: &[Spec] = &[
         }))
     }),
 ];
+
+/// A claim for one of ONNX Runtime's own functions.
+const fn contrib(name: &'static str, parse: super::Parse) -> Spec {
+    Spec { domain: "com.microsoft", name, opsets: (1, 1), dtypes: &[DType::F32, DType::F16], parse }
+}
+
+/// A function of `x`, or of `x` and a bias that is added first where it is given.
+#[derive(Debug)]
+struct Biased<C> {
+    curve: Unary<C>,
+    bias: Option<usize>,
+}
+
+impl<C: super::unary::Function> Biased<C> {
+    fn of(curve: C, bias: Option<usize>) -> Arc<dyn Operator> {
+        Arc::new(Biased { curve: Unary(curve), bias })
+    }
+    fn sum(&self, inputs: &[Option<&Value>]) -> Result<Option<Value>> {
+        let bias = self.bias.and_then(|slot| inputs.get(slot).copied().flatten());
+        let Some(bias) = bias else { return Ok(None) };
+        let x = super::input(inputs, 0)?.float()?;
+        Ok(Some(x.broadcast_add(bias.float()?)?.into()))
+    }
+}
+
+impl<C: super::unary::Function> Operator for Biased<C> {
+    fn infer(&self, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
+        let x = super::input(inputs, 0)?;
+        let fact = broadcast::fact(x.dtype, inputs)?;
+        match (&fact.shape, &x.shape) {
+            (Some(a), Some(b)) if a.len() != b.len() => {
+                Err(Error::invalid("OP-BROADCAST", "the bias is larger than what it is added to")
+                    .field("input[1]")
+                    .found(format!("{a:?}"))
+                    .limit(format!("{b:?}")))
+            }
+            _ => Ok(vec![x.without_value()]),
+        }
+    }
+    fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        float::shapes(self, inputs)?;
+        match self.sum(inputs)? {
+            Some(sum) => self.curve.eval(&[Some(&sum)]),
+            None => self.curve.eval(&inputs[..1]),
+        }
+    }
+    fn differentiable(&self) -> bool {
+        self.curve.differentiable()
+    }
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        let mut out = vec![None; v.inputs.len()];
+        if v.grads[0].is_none() {
+            return Ok(out);
+        }
+        let sum = self.sum(v.inputs)?;
+        let x = [sum.as_ref().or(v.inputs[0])];
+        let y;
+        let outputs: &[Option<&Value>] = match self.curve.keeps().outputs {
+            true => {
+                y = self.curve.eval(&x)?.remove(0);
+                &[Some(&y)]
+            }
+            false => &[None],
+        };
+        let inner = Vjp { inputs: &x, outputs, grads: v.grads, needs: &[true] };
+        let Some(d) = self.curve.vjp(&inner)?.remove(0) else { return Ok(out) };
+        for (slot, need) in v.needs.iter().enumerate() {
+            if *need {
+                out[slot] = Some(broadcast::sum_to(&d, super::input(v.inputs, slot)?.shape())?);
+            }
+        }
+        Ok(out)
+    }
+    fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
+        broadcast::couple(inputs, &outputs[0])
+    }
+}
 
 fn number(attributes: &Attributes, name: &str, default: f32) -> Result<f64> {
     Ok(attributes.float(name, default)?.into())

@@ -34,6 +34,18 @@ pub const SPECS: &[Spec] = &[
             statistics: false,
         }))
     }),
+    // ONNX Runtime's form of the above, which it keeps in the default domain.
+    spec!("SimplifiedLayerNormalization", 1, |a, _| {
+        if a.outputs().is_some_and(|n| n > 1) {
+            return Err(Error::unsupported("OP-OUTPUT", "the reciprocal deviation is not an output here"));
+        }
+        Ok(Arc::new(RowNorm {
+            span: Span::From(a.int("axis", -1)?),
+            centred: false,
+            epsilon: a.float("epsilon", 1e-5)?.into(),
+            statistics: false,
+        }))
+    }),
     spec!("InstanceNormalization", 6, |a, _| {
         Ok(Arc::new(RowNorm {
             span: Span::Channel,

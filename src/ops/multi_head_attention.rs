@@ -1,0 +1,233 @@
+//! MultiHeadAttention of ONNX Runtime: attention over flat queries, keys and values, with biases of the
+//! projections, padding masks, added biases and a cache.
+
+use super::float::{self, Float, Scalar, real};
+use super::{Attributes, Dim, Fact, Operator, Spec};
+use crate::error::{Error, Result};
+use crate::kernels::analytic::Analytic;
+use crate::kernels::attention::{Mask, Rows, Rules, forward};
+use crate::tensor::{DType, Value};
+use std::sync::Arc;
+
+/// Claims of this family.
+pub const SPECS: &[Spec] = &[Spec {
+    domain: "com.microsoft",
+    name: "MultiHeadAttention",
+    opsets: (1, 1),
+    dtypes: &[DType::F32, DType::F16],
+    parse: MultiHeadAttention::parse,
+}];
+
+const PADDING: usize = 4;
+const BIAS: usize = 5;
+const PAST: [usize; 2] = [6, 7];
+
+/// Queries are `[batch, positions, heads * size]`; keys and values too, or `[batch, heads, positions,
+/// size]`. Padding lowers a score by `mask_filter_value` rather than ruling the key out.
+#[derive(Debug)]
+struct MultiHeadAttention {
+    heads: usize,
+    scale: f64,
+    filter: f64,
+    causal: bool,
+}
+
+impl MultiHeadAttention {
+    fn parse(a: &Attributes, _: i64) -> Result<Arc<dyn Operator>> {
+        let heads = a.int("num_heads", 0)?;
+        Ok(Arc::new(MultiHeadAttention {
+            heads: usize::try_from(heads).ok().filter(|n| *n > 0).ok_or_else(|| {
+                Error::invalid("ATTR-RANGE", "attribute is out of range")
+                    .field("attribute num_heads")
+                    .found(heads)
+            })?,
+            scale: a.float("scale", 0.0)?.into(),
+            filter: a.float("mask_filter_value", -10000.0)?.into(),
+            causal: a.int("unidirectional", 0)? != 0,
+        }))
+    }
+
+    /// `[batch, heads, positions, size]` of one operand, with its part of the projections' bias.
+    fn split(&self, x: &Float, bias: Option<(&Float, usize)>) -> Result<Float> {
+        if x.rank() == 4 {
+            return Ok(x.clone());
+        }
+        let (b, s, width) = x.dims3()?;
+        let x = match bias {
+            Some((bias, at)) => x.broadcast_add(&bias.narrow(0, at, width)?)?,
+            None => x.contiguous()?,
+        };
+        Ok(x.reshape((b, s, self.heads, width / self.heads))?.transpose(1, 2)?)
+    }
+
+    /// What is added to the scores, as `[batch or 1, heads or 1, queries or 1, keys]`.
+    fn added(
+        &self,
+        inputs: &[Option<&Value>],
+        (batch, queries, keys): (usize, usize, usize),
+    ) -> Result<Option<Float>> {
+        let mut all: Option<Float> = None;
+        if let Some(mask) = inputs.get(PADDING).copied().flatten() {
+            let (shape, given) = (mask.shape().to_vec(), mask.ints()?);
+            let real: Vec<bool> = match shape.as_slice() {
+                [n] if *n == batch => {
+                    given.iter().flat_map(|n| (0..keys as i64).map(move |k| k < *n)).collect()
+                }
+                _ => given.iter().map(|x| *x != 0).collect(),
+            };
+            let four = match shape.as_slice() {
+                [n] if *n == batch => [batch, 1, 1, keys],
+                [n, width] if *n == batch && *width == keys => [batch, 1, 1, keys],
+                [n, rows, width] if *n == batch && *rows == queries && *width == keys => {
+                    [batch, 1, queries, keys]
+                }
+                _ => {
+                    return Err(Error::invalid("OP-SHAPE", "the padding mask does not fit")
+                        .field("input[4]")
+                        .found(format!("{shape:?}"))
+                        .limit(format!("[{batch}, {keys}]")));
+                }
+            };
+            let data: Vec<f32> = real.iter().map(|r| if *r { 0.0 } else { self.filter as f32 }).collect();
+            all = Some(Float::from_vec(data, &four, &candle_core::Device::Cpu)?);
+        }
+        if let Some(bias) = inputs.get(BIAS).copied().flatten() {
+            let bias = bias.float()?.to_dtype(candle_core::DType::F32)?;
+            let fits = bias.dims4().is_ok_and(|(b, h, s, t)| {
+                (b == 1 || b == batch) && (h == 1 || h == self.heads) && s == queries && t == keys
+            });
+            if !fits {
+                return Err(Error::invalid("OP-SHAPE", "the added bias does not fit the scores")
+                    .field("input[5]")
+                    .found(format!("{:?}", bias.dims()))
+                    .limit(format!("[{batch}, {}, {queries}, {keys}]", self.heads)));
+            }
+            all = Some(match all {
+                Some(mask) => mask.broadcast_add(&bias)?,
+                None => bias,
+            });
+        }
+        Ok(all)
+    }
+
+    fn run<T: Scalar + Analytic>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        let given = |slot: usize| inputs.get(slot).copied().flatten().map(Value::float).transpose();
+        let (q, k, v) = (
+            super::input(inputs, 0)?.float()?,
+            super::input(inputs, 1)?.float()?,
+            super::input(inputs, 2)?.float()?,
+        );
+        let bias = given(3)?;
+        let width = q.dims()[2];
+        let q = self.split(q, bias.map(|b| (b, 0)))?;
+        let (mut k, mut v) =
+            (self.split(k, bias.map(|b| (b, width)))?, self.split(v, bias.map(|b| (b, 2 * width)))?);
+        let mut past = 0;
+        if let (Some(a), Some(b)) = (given(PAST[0])?, given(PAST[1])?) {
+            past = a.dims()[2];
+            if past > 0 {
+                (k, v) = (Float::cat(&[a, &k], 2)?, Float::cat(&[b, &v], 2)?);
+            }
+        }
+        let z = super::attention::sizes(&q, &k, &v)?;
+        let added = self.added(inputs, (z.batch, z.queries, z.keys))?;
+        let held = added.as_ref().map(float::elements::<T>).transpose()?;
+        let mask = match (&added, &held) {
+            (Some(a), Some(data)) => {
+                let strides = crate::tensor::strides(a.dims());
+                let stride = |axis: usize| if a.dims()[axis] == 1 { 0 } else { strides[axis] };
+                Mask::Bias(data, Rows { strides: [stride(0), stride(1), stride(2)], width: z.keys })
+            }
+            _ => Mask::All,
+        };
+        let rules = Rules {
+            scale: T::of(if self.scale == 0.0 { 1.0 / (z.head.max(1) as f64).sqrt() } else { self.scale }),
+            softcap: T::ZERO,
+            mask,
+            offset: vec![past as i64],
+            left: None,
+            right: self.causal.then_some(0),
+            valid: vec![],
+        };
+        let y = forward(
+            &z,
+            &rules,
+            &float::elements::<T>(&q)?,
+            &float::elements::<T>(&k)?,
+            &float::elements::<T>(&v)?,
+        );
+        let y = float::tensor(y, &[z.batch, z.heads, z.queries, z.value], q.dtype())?;
+        let y = y.transpose(1, 2)?.reshape((z.batch, z.queries, z.heads * z.value))?;
+        Ok(vec![y.into(), k.contiguous()?.into(), v.contiguous()?.into()])
+    }
+}
+
+impl Operator for MultiHeadAttention {
+    fn infer(&self, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
+        let q = super::input(inputs, 0)?;
+        if inputs.iter().skip(8).any(Option::is_some) || (1..3).any(|i| super::input(inputs, i).is_err()) {
+            return Err(Error::unsupported(
+                "OP-INPUT",
+                "packed operands and shared buffers are not supported",
+            ));
+        }
+        let (Some(qs), Some(ks), Some(vs)) =
+            (&q.shape, &super::input(inputs, 1)?.shape, &super::input(inputs, 2)?.shape)
+        else {
+            return Ok(vec![Fact::unranked(q.dtype); 3]);
+        };
+        let n = Dim::from(self.heads);
+        let four = |s: &[Dim]| -> Result<[Dim; 4]> {
+            match s {
+                [b, s, w] if w.known().is_none_or(|w| w % self.heads as i64 == 0) => {
+                    Ok([b.clone(), n.clone(), s.clone(), w.floor_div(&n)])
+                }
+                [b, h, s, d] if h.known().is_none_or(|h| h == self.heads as i64) => {
+                    Ok([b.clone(), h.clone(), s.clone(), d.clone()])
+                }
+                _ => Err(Error::invalid("OP-SHAPE", "an operand does not have the heads")
+                    .found(format!("{s:?}"))
+                    .limit(format!("{} heads", self.heads))),
+            }
+        };
+        if qs.len() != 3 {
+            return Err(
+                Error::unsupported("OP-INPUT", "packed operands are not supported").found(format!("{qs:?}"))
+            );
+        }
+        let (a, k, v) = (four(qs)?, four(ks)?, four(vs)?);
+        let differ = |a: &Dim, b: &Dim| a.known().zip(b.known()).is_some_and(|(a, b)| a != b);
+        if differ(&a[3], &k[3]) || differ(&k[2], &v[2]) {
+            return Err(Error::invalid("OP-SHAPE", "queries, keys and values do not fit each other")
+                .found(format!("{qs:?}, {ks:?}, {vs:?}")));
+        }
+        let mut length = k[2].clone();
+        if let Some(past) = inputs.get(PAST[0]).copied().flatten() {
+            length = match past.shape.as_ref().and_then(|s| s.get(2)) {
+                Some(p) => p.clone() + length,
+                None => Dim::unknown(),
+            };
+        }
+        let cache =
+            |x: &[Dim; 4]| Fact::new(q.dtype, vec![x[0].clone(), x[1].clone(), length.clone(), x[3].clone()]);
+        let y = Fact::new(q.dtype, vec![a[0].clone(), a[2].clone(), n * v[3].clone()]);
+        Ok(vec![y, cache(&k), cache(&v)])
+    }
+    fn macs(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Option<Dim> {
+        let q = inputs.first()?.as_ref()?.elements()?;
+        let keys = match outputs.get(1).and_then(|f| f.shape.as_ref()) {
+            Some(s) => s.get(2)?.clone(),
+            // Without a cache, keys are those that come in.
+            None => {
+                let k = inputs.get(1)?.as_ref()?.shape.as_ref()?;
+                k.get(k.len() - 2)?.clone()
+            }
+        };
+        Some((q + outputs.first()?.elements()?) * keys)
+    }
+    fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        float::shapes(self, inputs)?;
+        let dtype = super::input(inputs, 0)?.float()?.dtype();
+        real!(dtype, T => self.run::<T>(inputs))
+    }
+}

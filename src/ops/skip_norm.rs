@@ -1,0 +1,109 @@
+//! Norms of ONNX Runtime that take the residual with them: SkipLayerNormalization and
+//! SkipSimplifiedLayerNormalization.
+
+use super::float::{self, Float, Scalar, real};
+use super::{Attributes, Dim, Fact, Operator, Spec};
+use crate::error::{Error, Result};
+use crate::kernels::norm::Rows;
+use crate::tensor::{DType, Value};
+use std::sync::Arc;
+
+/// Claims of this family.
+pub const SPECS: &[Spec] = &[
+    Spec {
+        domain: "com.microsoft",
+        name: "SkipLayerNormalization",
+        opsets: (1, 1),
+        dtypes: &[DType::F32, DType::F16],
+        parse: |a, _| SkipNorm::parse(a, true),
+    },
+    Spec {
+        domain: "com.microsoft",
+        name: "SkipSimplifiedLayerNormalization",
+        opsets: (1, 1),
+        dtypes: &[DType::F32, DType::F16],
+        parse: |a, _| SkipNorm::parse(a, false),
+    },
+];
+
+/// Norm of `input + skip + bias` over the last axis; the sum is the fourth output, mean and reciprocal
+/// deviation are the second and third.
+#[derive(Debug)]
+struct SkipNorm {
+    centred: bool,
+    epsilon: f64,
+}
+
+impl SkipNorm {
+    fn parse(a: &Attributes, centred: bool) -> Result<Arc<dyn Operator>> {
+        Ok(Arc::new(SkipNorm { centred, epsilon: a.float("epsilon", 1e-5)?.into() }))
+    }
+
+    fn run<T: Scalar>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        let at = |slot: usize| inputs.get(slot).copied().flatten().map(Value::float).transpose();
+        let x = super::input(inputs, 0)?.float()?;
+        let mut sum = x.broadcast_add(super::input(inputs, 1)?.float()?)?;
+        let (shift, bias) = if self.centred { (at(3)?, at(4)?) } else { (None, at(3)?) };
+        if let Some(bias) = bias {
+            sum = sum.broadcast_add(bias)?;
+        }
+        let width = x.dims().last().copied().unwrap_or(0);
+        let rows =
+            Rows { width, channels: width.max(1), cycle: 1, centred: self.centred, epsilon: self.epsilon };
+        let gain = float::elements::<T>(super::input(inputs, 2)?.float()?)?;
+        let shift = shift.map(float::elements::<T>).transpose()?;
+        let mut y = vec![T::ZERO; sum.elem_count()];
+        let moments = rows.forward(&float::elements::<T>(&sum)?, Some(&gain), shift.as_deref(), &mut y);
+        let (mean, inverse): (Vec<T>, Vec<T>) = moments.into_iter().unzip();
+        let reduced = [&x.dims()[..x.rank() - 1], &[1]].concat();
+        let single = |v: Vec<T>| -> Result<Float> { float::tensor(v, &reduced, candle_core::DType::F32) };
+        Ok(vec![
+            float::tensor(y, sum.dims(), x.dtype())?.into(),
+            single(mean)?.into(),
+            single(inverse)?.into(),
+            sum.into(),
+        ])
+    }
+}
+
+impl Operator for SkipNorm {
+    fn infer(&self, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
+        let (x, skip) = (super::input(inputs, 0)?, super::input(inputs, 1)?);
+        let Some(shape) = &x.shape else { return Ok(vec![x.without_value(); 4]) };
+        let last = shape.last().and_then(Dim::known);
+        for slot in 2..inputs.len().min(if self.centred { 5 } else { 4 }) {
+            let Some(p) = inputs[slot].and_then(|f| f.shape.as_ref()) else { continue };
+            if p.len() != 1 || p[0].known().zip(last).is_some_and(|(a, b)| a != b) {
+                return Err(Error::invalid("OP-SHAPE", "a parameter does not fit what is normalised")
+                    .field(format!("input[{slot}]"))
+                    .found(format!("{p:?}"))
+                    .limit(format!("[{}]", shape.last().cloned().unwrap_or_else(Dim::unknown))));
+            }
+        }
+        super::input(inputs, 2)?;
+        if let Some(s) = &skip.shape {
+            let fits = s.len() <= shape.len()
+                && s.iter()
+                    .rev()
+                    .zip(shape.iter().rev())
+                    .all(|(a, b)| a.is(1) || a.known().zip(b.known()).is_none_or(|(a, b)| a == b));
+            if !fits {
+                return Err(Error::invalid("OP-SHAPE", "the residual does not fit what is normalised")
+                    .field("input[1]")
+                    .found(format!("{s:?}"))
+                    .limit(format!("{shape:?}")));
+            }
+        }
+        let mut reduced = shape.clone();
+        if let Some(last) = reduced.last_mut() {
+            *last = Dim::from(1i64);
+        }
+        let moment = Fact::new(DType::F32, reduced);
+        Ok(vec![x.without_value(), moment.clone(), moment, x.without_value()])
+    }
+    fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        float::shapes(self, inputs)?;
+        let dtype = super::input(inputs, 0)?.float()?.dtype();
+        real!(dtype, T => self.run::<T>(inputs))
+    }
+}

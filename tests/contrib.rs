@@ -1,0 +1,236 @@
+//! ONNX Runtime's own operators on the executor give what ONNX Runtime gives.
+
+use crate::cache;
+use crate::transformer::Noise;
+use tinsmith::execute::Executor;
+use tinsmith::formats;
+use tinsmith::graph::{Edit, Node, Type};
+use tinsmith::ops::{Attr, Attributes};
+use tinsmith::runtime::{Session, SessionOptions};
+use tinsmith::tensor::{DType, Tensor};
+
+/// Runs one node in both; outputs are named by slot. Absent inputs are `None`.
+fn both(
+    domain: &str,
+    op: &str,
+    attributes: &[(&str, Attr)],
+    inputs: &[Option<Tensor>],
+    outputs: &[usize],
+) -> [Vec<Tensor>; 2] {
+    let mut edit = Edit::new("one", &[("", 17), ("com.microsoft", 1)]);
+    let mut feed = vec![];
+    let ids: Vec<_> = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, t)| {
+            let t = t.as_ref()?;
+            feed.push((format!("x{i}"), t.clone()));
+            Some(edit.add_input(&format!("x{i}"), Type::Tensor { dtype: t.dtype(), shape: None }))
+        })
+        .collect();
+    let last = outputs.iter().max().unwrap() + 1;
+    let mut slots = vec![None; last];
+    for slot in outputs {
+        let ty = Type::Tensor { dtype: DType::F32, shape: None };
+        let v = edit.add_value(&format!("y{slot}"), Some(ty));
+        slots[*slot] = Some(v);
+        edit.add_output(v);
+    }
+    let all = attributes.iter().fold(Attributes::new(), |a, (n, v)| a.with(n, v.clone()));
+    edit.add_node(Node::new(op, ids, slots).with(all).in_domain(domain));
+    edit.header_mut().ir_version = 8;
+    let graph = edit.commit().unwrap();
+    let found = Executor::new(&graph).unwrap().run(&feed).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("one.onnx");
+    formats::save(&graph, &path).unwrap();
+    let mut session = Session::load(&cache::runtime(), &path, &SessionOptions::default()).unwrap();
+    let wanted = session.run(&feed).unwrap();
+    [found, wanted].map(|all| all.into_iter().map(|(_, t)| t).collect())
+}
+
+fn close(a: &Tensor, b: &Tensor, keep: impl Fn(usize) -> bool) -> f32 {
+    assert_eq!(a.shape(), b.shape());
+    let (a, b) = (a.to_f32s().unwrap(), b.to_f32s().unwrap());
+    assert!(b.iter().any(|x| *x != 0.0));
+    (0..a.len()).filter(|i| keep(*i)).map(|i| (a[i] - b[i]).abs()).fold(0.0, f32::max)
+}
+
+fn agree(domain: &str, op: &str, attributes: &[(&str, Attr)], inputs: &[Option<Tensor>], outputs: &[usize]) {
+    let [found, wanted] = both(domain, op, attributes, inputs, outputs);
+    for (a, b) in found.iter().zip(&wanted) {
+        let far = close(a, b, |_| true);
+        assert!(far < 2e-6, "{op} {attributes:?}: {far:e}");
+    }
+}
+
+fn random(shape: &[usize], seed: u64) -> Option<Tensor> {
+    Some(Noise(seed).tensor(shape, 1.0))
+}
+
+fn i32s(shape: &[usize], v: &[i32]) -> Option<Tensor> {
+    Some(Tensor::from_vec(shape.to_vec(), v.to_vec()).unwrap())
+}
+
+fn tables(positions: usize, half: usize) -> [Option<Tensor>; 2] {
+    let angles: Vec<f32> = (0..positions * half)
+        .map(|i| (i / half) as f32 / 50f32.powf((i % half) as f32 / half as f32))
+        .collect();
+    [f32::cos, f32::sin].map(|f| {
+        Some(
+            Tensor::from_vec(vec![positions, half], angles.iter().map(|a| f(*a)).collect::<Vec<_>>())
+                .unwrap(),
+        )
+    })
+}
+
+#[test]
+fn grouped_attention_is_the_runtimes() {
+    let (heads, groups, size) = (4, 2, 32);
+    // New tokens, cached ones, last position of each row.
+    let cases: &[(usize, usize, &[i32])] =
+        &[(5, 0, &[4, 4]), (1, 6, &[6, 6]), (1, 6, &[6, 3]), (3, 6, &[8]), (7, 0, &[6]), (1, 0, &[0])];
+    let plain: &[(&str, Attr)] = &[("num_heads", Attr::Int(4)), ("kv_num_heads", Attr::Int(2))];
+    let more: &[&[(&str, Attr)]] = &[
+        &[],
+        &[("do_rotary", Attr::Int(1))],
+        &[("do_rotary", Attr::Int(1)), ("rotary_interleaved", Attr::Int(1)), ("scale", Attr::Float(0.3))],
+        &[("local_window_size", Attr::Int(3)), ("softcap", Attr::Float(2.0))],
+    ];
+    for (new, past, last) in cases {
+        for more in more {
+            for half in [8, 16] {
+                let rotary = more.iter().any(|(n, _)| *n == "do_rotary");
+                if half == 8 && !rotary {
+                    continue;
+                }
+                let (b, attributes) = (last.len(), [plain, more].concat());
+                let [cos, sin] = if rotary { tables(16, half) } else { [None, None] };
+                let inputs = [
+                    random(&[b, *new, heads * size], 1),
+                    random(&[b, *new, groups * size], 2),
+                    random(&[b, *new, groups * size], 3),
+                    random(&[b, groups, *past, size], 4),
+                    random(&[b, groups, *past, size], 5),
+                    i32s(&[b], last),
+                    i32s(&[], &[(new + past) as i32]),
+                    cos,
+                    sin,
+                ];
+                let inputs = if rotary { &inputs[..] } else { &inputs[..7] };
+                agree("com.microsoft", "GroupQueryAttention", &attributes, inputs, &[0, 1, 2]);
+            }
+        }
+    }
+}
+
+/// Rows of a padded first prompt: what lies behind a row's last token is left open.
+#[test]
+fn grouped_attention_of_rows_that_end_early_is_the_runtimes() {
+    let attributes =
+        [("num_heads", Attr::Int(4)), ("kv_num_heads", Attr::Int(2)), ("do_rotary", Attr::Int(1))];
+    let [cos, sin] = tables(16, 8);
+    let inputs = [
+        random(&[2, 5, 64], 1),
+        random(&[2, 5, 32], 2),
+        random(&[2, 5, 32], 3),
+        None,
+        None,
+        i32s(&[2], &[4, 2]),
+        i32s(&[], &[5]),
+        cos,
+        sin,
+    ];
+    let [found, wanted] = both("com.microsoft", "GroupQueryAttention", &attributes, &inputs, &[0, 1, 2]);
+    let real = |i: usize| i / (5 * 64) == 0 || i / 64 % 5 < 3;
+    assert!(close(&found[0], &wanted[0], real) < 2e-6);
+    for cache in 1..3 {
+        let real = |i: usize| i / (2 * 5 * 16) == 0 || i / 16 % 5 < 3;
+        assert!(close(&found[cache], &wanted[cache], real) < 2e-6);
+    }
+}
+
+#[test]
+fn packed_queries_and_added_biases_are_the_runtimes() {
+    let attributes = [("num_heads", Attr::Int(4)), ("kv_num_heads", Attr::Int(2))];
+    let mut inputs =
+        vec![random(&[1, 3, 64], 1), None, None, random(&[1, 2, 2, 8], 4), random(&[1, 2, 2, 8], 5)];
+    inputs.extend([i32s(&[1], &[4]), i32s(&[], &[5])]);
+    agree("com.microsoft", "GroupQueryAttention", &attributes, &inputs, &[0, 1, 2]);
+    inputs[0] = random(&[1, 3, 32], 1);
+    inputs[1] = random(&[1, 3, 16], 2);
+    inputs[2] = random(&[1, 3, 16], 3);
+    inputs.extend([None, None, None, random(&[1, 4, 3, 5], 6)]);
+    agree("com.microsoft", "GroupQueryAttention", &attributes, &inputs, &[0, 1, 2]);
+}
+
+#[test]
+fn multi_head_attention_is_the_runtimes() {
+    let heads = ("num_heads", Attr::Int(4));
+    let base = [random(&[2, 3, 32], 1), random(&[2, 5, 32], 2), random(&[2, 5, 24], 3)];
+    let run = |more: &[(&str, Attr)], rest: Vec<Option<Tensor>>| {
+        let attributes = [&[heads.clone()], more].concat();
+        agree("com.microsoft", "MultiHeadAttention", &attributes, &[base.to_vec(), rest].concat(), &[0]);
+    };
+    run(&[], vec![]);
+    run(&[("scale", Attr::Float(0.2))], vec![random(&[88], 4)]);
+    run(&[], vec![None, i32s(&[2, 5], &[1, 1, 1, 1, 1, 1, 1, 0, 1, 0])]);
+    run(
+        &[("mask_filter_value", Attr::Float(-2.0))],
+        vec![None, i32s(&[2, 5], &[1, 1, 1, 1, 1, 1, 1, 0, 1, 0])],
+    );
+    run(&[], vec![None, None, random(&[2, 4, 3, 5], 5)]);
+    run(&[], vec![None, i32s(&[2, 5], &[1, 1, 1, 1, 0, 1, 1, 0, 1, 0]), random(&[1, 1, 3, 5], 5)]);
+}
+
+#[test]
+fn norms_with_residuals_are_the_runtimes() {
+    let x = || [random(&[2, 3, 16], 1), random(&[2, 3, 16], 2), random(&[16], 3)];
+    let epsilon = [("epsilon", Attr::Float(1e-3))];
+    let with = |rest: Vec<Option<Tensor>>| [x().to_vec(), rest].concat();
+    for rest in [vec![random(&[16], 4)], vec![random(&[16], 4), random(&[16], 5)], vec![]] {
+        agree("com.microsoft", "SkipLayerNormalization", &epsilon, &with(rest), &[0, 3]);
+    }
+    for rest in [vec![], vec![random(&[16], 4)]] {
+        agree("com.microsoft", "SkipSimplifiedLayerNormalization", &epsilon, &with(rest), &[0, 3]);
+    }
+    let inputs = [random(&[2, 3, 16], 1), random(&[16], 3)];
+    agree("", "SimplifiedLayerNormalization", &[epsilon[0].clone(), ("axis", Attr::Int(-1))], &inputs, &[0]);
+}
+
+#[test]
+fn rotary_embeddings_are_the_runtimes() {
+    let ids = Some(Tensor::from_vec(vec![2, 3], vec![0i64, 1, 2, 5, 0, 7]).unwrap());
+    for interleaved in [0, 1] {
+        let way = ("interleaved", Attr::Int(interleaved));
+        let heads = ("num_heads", Attr::Int(4));
+        for (half, part) in [(8, None), (4, Some(("rotary_embedding_dim", Attr::Int(8))))] {
+            let [cos, sin] = tables(9, half);
+            let attributes: Vec<(&str, Attr)> =
+                [way.clone(), heads.clone()].into_iter().chain(part).collect();
+            for x in [random(&[2, 4, 3, 16], 1), random(&[2, 3, 64], 1)] {
+                let inputs = [x, ids.clone(), cos.clone(), sin.clone()];
+                agree("com.microsoft", "RotaryEmbedding", &attributes, &inputs, &[0]);
+            }
+        }
+        let [cos, sin] = tables(9, 8);
+        let first = Some(Tensor::from_vec(vec![1], vec![4i64]).unwrap());
+        agree(
+            "com.microsoft",
+            "RotaryEmbedding",
+            &[way, heads],
+            &[random(&[2, 4, 3, 16], 1), first, cos, sin],
+            &[0],
+        );
+    }
+}
+
+#[test]
+fn activations_are_the_runtimes() {
+    let (x, b) = (random(&[2, 3, 16], 1), random(&[16], 2));
+    agree("com.microsoft", "Gelu", &[], &[x.clone()], &[0]);
+    agree("com.microsoft", "QuickGelu", &[("alpha", Attr::Float(1.3))], &[x.clone()], &[0]);
+    agree("com.microsoft", "FastGelu", &[], &[x.clone()], &[0]);
+    agree("com.microsoft", "FastGelu", &[], &[x.clone(), b.clone()], &[0]);
+    agree("com.microsoft", "BiasGelu", &[], &[x, b], &[0]);
+}
