@@ -12,11 +12,13 @@ pub mod limits;
 pub mod metadata;
 pub mod onnx;
 mod safetensors;
+pub mod tokenizer;
 mod weights;
 
 pub use about::About;
 pub use checkpoint::{Checkpoint, Stored};
 pub use limits::Limits;
+pub use tokenizer::Tokenizer;
 
 use crate::error::{Error, Kind, Result};
 use crate::graph::Graph;

@@ -34,6 +34,9 @@ mod gradients_attention;
 #[path = "gradients_pointwise.rs"]
 mod gradients_pointwise;
 
+#[path = "text.rs"]
+mod text;
+
 #[path = "conformance.rs"]
 mod conformance;
 #[path = "measure.rs"]
