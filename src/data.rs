@@ -15,14 +15,20 @@ mod csv;
 mod digits;
 mod npy;
 mod random;
+mod select;
 mod spec;
+mod texts;
+mod tokens;
 
 pub use random::{InputShape, random_inputs};
 pub use spec::Spec;
+pub use texts::TextSet;
+pub use tokens::{Padding, TokenSet};
 
 use crate::error::{Error, Result};
 use crate::save;
 use crate::tensor::Tensor;
+use select::Selection;
 use std::ops::Range;
 
 /// Rows of one input, labelled or not.
@@ -61,6 +67,12 @@ impl DataSet {
 
     fn read(text: &str) -> Result<DataSet> {
         let spec = Spec::parse(text)?;
+        if TextSet::is_text(text) {
+            return Err(Error::usage("DATA-TEXT", "these data are texts, and numbers are needed")
+                .field(text)
+                .hint("texts are for models with a tokenizer: `tinsmith eval MODEL --task lm --data ...`"));
+        }
+        let selection = Selection::take(&spec)?;
         let rows = match spec.kind.as_str() {
             "digits" => digits::read(&spec)?,
             "csv" => csv::read(&spec)?,
@@ -74,22 +86,16 @@ impl DataSet {
                     .hint("for example csv:FILE?label=last or digits:test"));
             }
         };
-        DataSet::assemble(text, &spec, rows)
+        DataSet::assemble(text, &selection, rows)
     }
 
-    fn assemble(text: &str, spec: &Spec, rows: Rows) -> Result<DataSet> {
+    fn assemble(text: &str, selection: &Selection, rows: Rows) -> Result<DataSet> {
         let Rows { mut input, mut labels, classes, notes } = rows;
         let count = input.shape().first().copied().unwrap_or(0);
-        if let Some(Range { start, end }) = spec.range.clone() {
-            if end > count || start >= end {
-                return Err(Error::usage("DATA-RANGE", "the range leaves the data")
-                    .field(text)
-                    .found(format!("{start}..{end}"))
-                    .limit(format!("0..{count}")));
-            }
-            input = rows_of(&input, start..end)?;
+        if let Some(chosen) = selection.apply(count, &labels).map_err(|e| e.field(text))? {
+            input = input.selected(0, &chosen);
             if !labels.is_empty() {
-                labels = labels[start..end].to_vec();
+                labels = chosen.iter().map(|i| labels[*i]).collect();
             }
         }
         if input.shape().first().copied().unwrap_or(0) == 0 {

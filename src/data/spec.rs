@@ -16,6 +16,13 @@ pub struct Spec {
     options: RefCell<BTreeMap<String, String>>,
 }
 
+/// The text it was parsed from.
+impl std::fmt::Display for Spec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl Spec {
     /// Parses a spec; a usage error says which part is wrong.
     pub fn parse(text: &str) -> Result<Spec> {

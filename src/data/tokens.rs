@@ -1,0 +1,122 @@
+//! Texts as token ids: rows that a [`Tokenizer`] made, in batches of named tensors as models of text
+//! take them (`input_ids`, `attention_mask`, `token_type_ids`). Knows no model.
+
+use super::TextSet;
+use crate::error::{Error, Result};
+use crate::formats::Tokenizer;
+use crate::tensor::Tensor;
+use rayon::prelude::*;
+
+/// How rows of a batch come to one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// To the longest row of the batch.
+    Longest,
+    /// To this length.
+    To(usize),
+}
+
+/// Rows of token ids.
+#[derive(Debug, Clone)]
+pub struct TokenSet {
+    rows: Vec<Vec<u32>>,
+    labels: Vec<usize>,
+    pad: u32,
+    cut: usize,
+    hash: String,
+}
+
+impl TokenSet {
+    /// Tokenises every row, with the special tokens that the tokenizer puts around a text. Rows longer
+    /// than `longest` tokens are cut; the tokens that end a row stay at its end.
+    pub fn of(texts: &TextSet, tokenizer: &Tokenizer, longest: usize) -> Result<TokenSet> {
+        let ending = ending(tokenizer)?;
+        if longest <= ending.len() {
+            return Err(Error::usage("TOKENS-LENGTH", "rows of this length hold no text")
+                .found(longest)
+                .limit(format!("more than {}", ending.len())));
+        }
+        let rows = (0..texts.len())
+            .into_par_iter()
+            .map(|row| {
+                tokenizer.encode(&texts.text(row)?, true).map_err(|e| e.field(format!("row {}", row + 1)))
+            })
+            .collect::<Result<Vec<Vec<u32>>>>()?;
+        let mut cut = 0;
+        let rows = rows
+            .into_iter()
+            .map(|mut row| {
+                if row.len() > longest {
+                    cut += 1;
+                    row.truncate(longest - ending.len());
+                    row.extend(&ending);
+                }
+                row
+            })
+            .collect();
+        let special = tokenizer.special();
+        let pad = special.pad.or(special.eos.first().copied()).unwrap_or(0);
+        let hash = crate::save::sha256(format!("{}{}{longest}", texts.hash(), tokenizer.digest()).as_bytes());
+        Ok(TokenSet { rows, labels: texts.labels().to_vec(), pad, cut, hash })
+    }
+
+    /// Number of rows.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+    /// Ids of each row.
+    pub fn rows(&self) -> &[Vec<u32>] {
+        &self.rows
+    }
+    /// Class indices, one a row; empty where the data has none.
+    pub fn labels(&self) -> &[usize] {
+        &self.labels
+    }
+    /// Rows that were cut.
+    pub fn cut(&self) -> usize {
+        self.cut
+    }
+    /// SHA-256 over data, tokenizer and length.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Rows `from..to` as `input_ids` and `attention_mask` `[rows, length]`, i64, padded at the end.
+    pub fn batch(&self, from: usize, to: usize, padding: Padding) -> Result<Vec<(String, Tensor)>> {
+        let rows = &self.rows[from..to.min(self.rows.len())];
+        let length = match padding {
+            Padding::Longest => rows.iter().map(Vec::len).max().unwrap_or(0).max(1),
+            Padding::To(length) => length,
+        };
+        batch(rows, length, self.pad)
+    }
+}
+
+/// Rows as `input_ids`, `attention_mask` and `token_type_ids` `[rows, length]`, i64, padded at the end
+/// with `pad`.
+pub(crate) fn batch(rows: &[Vec<u32>], length: usize, pad: u32) -> Result<Vec<(String, Tensor)>> {
+    let mut ids = Vec::with_capacity(rows.len() * length);
+    let mut mask = Vec::with_capacity(rows.len() * length);
+    for row in rows {
+        let used = row.len().min(length);
+        ids.extend(row[..used].iter().map(|id| i64::from(*id)));
+        ids.extend(std::iter::repeat_n(i64::from(pad), length - used));
+        mask.extend(std::iter::repeat_n(1i64, used));
+        mask.extend(std::iter::repeat_n(0i64, length - used));
+    }
+    let shape = vec![rows.len(), length];
+    let types = vec![0i64; ids.len()];
+    Ok(vec![
+        ("input_ids".into(), Tensor::from_vec(shape.clone(), ids)?),
+        ("attention_mask".into(), Tensor::from_vec(shape.clone(), mask)?),
+        ("token_type_ids".into(), Tensor::from_vec(shape, types)?),
+    ])
+}
+
+/// The tokens behind every text.
+fn ending(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let (plain, full) = (tokenizer.encode("a", false)?, tokenizer.encode("a", true)?);
+    let behind = full.windows(plain.len().max(1)).rposition(|w| w == plain.as_slice());
+    Ok(behind.map_or_else(Vec::new, |at| full[at + plain.len()..].to_vec()))
+}
