@@ -1,6 +1,7 @@
 //! Graphs prepared for runtimes give what they gave: on the executor and in ONNX Runtime, first prompts
 //! and tokens behind a cache, rows of different length.
 
+use crate::architectures::Fixture;
 use crate::cache;
 use crate::transformer::{Decoder, Encoder};
 use std::collections::BTreeMap;
@@ -303,4 +304,37 @@ fn a_graph_that_is_fine_stays_as_it_is() {
 fn settings_are_checked() {
     let bad: toml::Table = toml::from_str("target = 'tpu'").unwrap();
     assert_eq!(by_name("lower", &bad).err().unwrap().kind(), tinsmith::error::Kind::Usage);
+}
+
+/// Every architecture that checkpoints are built from, against its own graph.
+#[test]
+fn every_architecture_is_lowered_to_both_targets() {
+    for name in Fixture::names() {
+        let fixture = Fixture::load(&name);
+        let graph = fixture.graph();
+        let inputs = fixture.inputs(&graph);
+        let wanted = Executor::new(&graph).unwrap().run(&inputs).unwrap();
+        let mask = inputs.iter().find(|(n, _)| n == "attention_mask").map(|(_, t)| t.to_i64s().unwrap());
+        for target in [Target::Ort, Target::Standard] {
+            let (lowered, report) = lowered(&graph, target);
+            let found = operators(&lowered);
+            let attentions = operators(&graph)["Attention"];
+            if target == Target::Ort {
+                let own = ["GroupQueryAttention", "MultiHeadAttention"];
+                let count: usize =
+                    own.iter().filter_map(|op| found.get(&format!("com.microsoft:{op}"))).sum();
+                let odd = report.skipped.iter().filter(|s| s.reason.contains("no multiple of 8")).count();
+                assert_eq!(count + odd, attentions, "{name}: {:?}", report.skipped);
+            }
+            let on_executor = Executor::new(&lowered).unwrap().run(&inputs).unwrap();
+            let on_runtime = Session::run(&mut session(&lowered), &inputs).unwrap();
+            for found in [on_executor, on_runtime] {
+                let d = far(&wanted[0].1, &found[0].1, |row| {
+                    let rows = wanted[0].1.shape().iter().rev().skip(1).product::<usize>();
+                    mask.as_ref().is_none_or(|m| m.len() != rows || m[row] != 0)
+                });
+                assert!(d < 1e-4, "{name} for {target:?}: {d:e}");
+            }
+        }
+    }
 }
