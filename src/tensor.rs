@@ -18,6 +18,7 @@ pub use stats::{Distribution, Stats};
 pub use value::{Value, candle_dtype};
 
 use crate::error::{Error, Result};
+use crate::kernels::movement::permute;
 use half::{bf16, f16};
 use std::{io::Write, sync::Arc};
 
@@ -318,10 +319,11 @@ impl Tensor {
     fn each_piece(&self, mut f: impl FnMut(&Data) -> Result<()>) -> Result<()> {
         let Some(stream) = self.stream()? else { return f(&*self.data()?) };
         let n = self.len();
-        let mut piece = stream.empty(n.min(stream::PIECE));
-        for at in (0..n).step_by(stream::PIECE) {
+        let most = stream.piece();
+        let mut piece = stream.empty(n.min(most));
+        for at in (0..n).step_by(most) {
             with_data!(&mut piece, v => v.clear(), str => ());
-            stream.append(at, stream::PIECE.min(n - at), &mut piece)?;
+            stream.append(at, most.min(n - at), &mut piece)?;
             f(&piece)?;
         }
         Ok(())
@@ -421,10 +423,7 @@ pub fn strided<T: Clone>(v: &[T], start: usize, dims: &[usize], steps: &[isize])
 
 /// Rearranges elements so that result axis `i` is source axis `perm[i]`. Not for packed types.
 pub fn transpose(data: &Data, shape: &[usize], perm: &[usize]) -> Data {
-    let source = strides(shape);
-    let dims: Vec<usize> = perm.iter().map(|p| shape[*p]).collect();
-    let steps: Vec<isize> = perm.iter().map(|p| source[*p] as isize).collect();
-    map_data!(data, v => strided(v, 0, &dims, &steps))
+    map_data!(data, v => permute(v, shape, perm))
 }
 
 /// Keeps `indices` of one axis, in order. Not for packed types.

@@ -3,13 +3,17 @@
 //! scatters runs into single elements holds its source in memory.
 
 use super::blocks::Blocks;
-use super::{DType, Data, Region, Step, Storage, Tensor, dtype, strided, strides};
+use super::{DType, Data, Region, Step, Storage, Tensor, dtype, strides};
 use crate::error::{Error, Result};
+use crate::kernels::movement::permute;
 use crate::{map_data, with_data};
 use std::sync::Arc;
 
 /// Elements that pass through a step at once.
 pub(super) const PIECE: usize = 1 << 16;
+/// Rows of a permuted tensor that are made together, and the most elements of them.
+const TOGETHER: usize = 16;
+const MOST: usize = 1 << 21;
 /// Runs shorter than this are not worth a read each.
 const SHORTEST: usize = 64;
 
@@ -41,8 +45,8 @@ enum Source {
     /// Axes permuted down to single elements of a source in memory.
     Scatter {
         data: Arc<Data>,
-        dims: Vec<usize>,
-        steps: Vec<isize>,
+        shape: Vec<usize>,
+        perm: Vec<usize>,
     },
 }
 
@@ -99,8 +103,7 @@ fn permuted(source: Stream, tensor: &Tensor, perm: &[usize]) -> Result<Source> {
         Source::Loaded(data) => data,
         _ => Arc::new(source.all(tensor.len())?),
     };
-    let steps = perm.iter().map(|p| steps[*p] as isize).collect();
-    Ok(Source::Scatter { data, dims: dims(perm.len()), steps })
+    Ok(Source::Scatter { data, shape: tensor.shape.clone(), perm: perm.to_vec() })
 }
 
 impl Stream {
@@ -115,6 +118,18 @@ impl Stream {
     pub(super) fn empty(&self, n: usize) -> Data {
         let data = self.dtype.empty();
         map_data!(data, v => { let mut v = v; v.reserve_exact(n); v })
+    }
+
+    /// Elements that are best asked for at once.
+    pub(super) fn piece(&self) -> usize {
+        match &self.source {
+            Source::Scatter { shape, perm, .. } => {
+                let row = perm.last().map_or(1, |p| shape[*p]).max(1);
+                if row > MOST / TOGETHER { PIECE } else { (PIECE / row).max(TOGETHER) * row }
+            }
+            Source::Cast(source) => source.piece(),
+            _ => PIECE,
+        }
     }
 
     /// The elements where they lie in memory.
@@ -140,12 +155,13 @@ impl Stream {
                 _ => Err(Error::internal("TENSOR-TYPE", "blocks give f32")),
             },
             Source::Cast(source) => {
-                let mut piece = source.empty(n.min(PIECE));
-                for from in (at..end).step_by(PIECE) {
+                let most = source.piece();
+                let mut piece = source.empty(n.min(most));
+                for from in (at..end).step_by(most) {
                     clear(&mut piece);
-                    source.append(from, PIECE.min(end - from), &mut piece)?;
+                    let count = most.min(end - from);
+                    source.append(from, count, &mut piece)?;
                     let cast = dtype::cast(&piece, source.dtype, self.dtype)?;
-                    let count = PIECE.min(end - from);
                     extend(out, &cast, 0, count).ok_or_else(leaves)?;
                 }
                 Ok(())
@@ -163,7 +179,7 @@ impl Stream {
                 }
                 Ok(())
             }
-            Source::Scatter { data, dims, steps } => scatter(data, dims, steps, at, end, out),
+            Source::Scatter { data, shape, perm } => scatter(data, shape, perm, at, end, out),
         }
     }
 }
@@ -253,34 +269,24 @@ fn select(
     Ok(())
 }
 
-/// Runs `at..end` of a permutation of single elements, along whole last axes where that is possible.
+/// Runs `at..end` of a permutation of single elements. Whole rows of the result are made together where
+/// their elements are neighbours in the source.
 fn scatter(
     data: &Data,
-    dims: &[usize],
-    steps: &[isize],
+    shape: &[usize],
+    perm: &[usize],
     at: usize,
     end: usize,
     out: &mut Data,
 ) -> Result<()> {
-    let rows_of = dims.last().copied().unwrap_or(1).max(1);
-    let outer_dims = &dims[..dims.len().saturating_sub(1)];
-    let outer_steps: Vec<usize> = steps.iter().take(outer_dims.len()).map(|s| *s as usize).collect();
-    let step = steps.last().copied().unwrap_or(1) as usize;
     macro_rules! go {
         ($($variant:ident),*) => {
             match (out, data) {
                 $((Data::$variant(out), Data::$variant(v)) => {
                     if at == 0 && end == v.len() && out.is_empty() {
-                        *out = strided(v, 0, dims, steps);
-                        return Ok(());
-                    }
-                    let mut at = at;
-                    while at < end {
-                        let (row, within) = (at / rows_of, at % rows_of);
-                        let take = (rows_of - within).min(end - at);
-                        let from = offset(row, outer_dims, &outer_steps);
-                        out.extend((within..within + take).map(|i| v[from + i * step]));
-                        at += take;
+                        *out = permute(v, shape, perm);
+                    } else {
+                        scatter_rows(v, shape, perm, at, end, out);
                     }
                 })*
                 _ => return Err(Error::internal("TENSOR-TYPE", "a permutation changes no type")),
@@ -289,6 +295,45 @@ fn scatter(
     }
     go!(U8, I8, U16, I16, U32, I32, U64, I64, F16, BF16, F32, F64);
     Ok(())
+}
+
+fn scatter_rows<T: Copy + Default>(
+    v: &[T],
+    shape: &[usize],
+    perm: &[usize],
+    at: usize,
+    end: usize,
+    out: &mut Vec<T>,
+) {
+    let source = strides(shape);
+    let dims: Vec<usize> = perm.iter().map(|p| shape[*p]).collect();
+    let steps: Vec<usize> = perm.iter().map(|p| source[*p]).collect();
+    let Some((&row, outer)) = dims.split_last() else { return out.extend_from_slice(&v[at..end]) };
+    let step = steps[outer.len()];
+    let start = |r: usize| offset(r, outer, &steps);
+    let mut at = at;
+    while at < end {
+        let (r, within) = (at / row, at % row);
+        let whole = if within == 0 { ((end - at) / row).min(TOGETHER) } else { 0 };
+        let first = start(r);
+        let together = (1..whole).take_while(|k| start(r + k) == first + k).count() + 1;
+        if whole > 0 && together > 1 {
+            let from = out.len();
+            out.resize(from + together * row, T::default());
+            let made = &mut out[from..];
+            for i in 0..row {
+                let near = &v[first + i * step..][..together];
+                for (k, x) in near.iter().enumerate() {
+                    made[k * row + i] = *x;
+                }
+            }
+            at += together * row;
+        } else {
+            let take = (row - within).min(end - at);
+            out.extend((within..within + take).map(|i| v[first + i * step]));
+            at += take;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -360,6 +405,40 @@ mod tests {
                     assert_eq!(pieces.get(at, n, &mut buffer).unwrap(), &want[at..at + n]);
                 }
                 assert!(pieces.get(want.len() - 1, 2, &mut buffer).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_of_transposed_matrices_are_whole() {
+        for shape in [vec![40, 3], vec![300, 500], vec![3, 70_000], vec![5, 33, 21], vec![2, 3, 4, 50]] {
+            let n: usize = shape.iter().product();
+            let v: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let t = Tensor::from_vec(shape.clone(), v).unwrap();
+            let perms: Vec<Vec<usize>> = vec![
+                (0..shape.len()).rev().collect(),
+                (1..shape.len()).chain([0]).collect(),
+                [vec![shape.len() - 1], (0..shape.len() - 1).collect()].concat(),
+            ];
+            for perm in perms {
+                let dims: Vec<usize> = perm.iter().map(|p| shape[*p]).collect();
+                let (from, to) = (strides(&shape), strides(&dims));
+                let want: Vec<f32> = (0..n)
+                    .map(|at| {
+                        (0..dims.len()).map(|i| at / to[i] % dims[i] * from[perm[i]]).sum::<usize>() as f32
+                    })
+                    .collect();
+                let lazy = t.transposed(&perm);
+                assert_eq!(lazy.to_vec::<f32>().unwrap(), want);
+                for lazy in [lazy.clone(), lazy.cast_to(DType::F64).cast_to(DType::F32)] {
+                    let mut raw = Vec::new();
+                    lazy.write_raw(&mut raw).unwrap();
+                    assert_eq!(raw, bytemuck::cast_slice::<f32, u8>(&want), "{shape:?} {perm:?}");
+                }
+                let (pieces, mut buffer) = (lazy.pieces().unwrap(), Vec::new());
+                for (at, len) in [(1, n / 2), (n / 3, n - n / 3), (n - 1, 1)] {
+                    assert_eq!(pieces.get(at, len, &mut buffer).unwrap(), &want[at..at + len]);
+                }
             }
         }
     }
