@@ -10,6 +10,9 @@ mod jobs;
 mod onnx;
 #[path = "checkpoint.rs"]
 mod checkpoint;
+#[path = "fuzz.rs"]
+#[cfg(target_os = "linux")]
+mod fuzz;
 #[path = "hostile.rs"]
 mod hostile;
 #[path = "protobuf.rs"]

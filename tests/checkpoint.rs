@@ -1,7 +1,7 @@
 //! Reading checkpoints: block encodings bit for bit, and what a file says is what is read.
 
 #[path = "checkpoint/files.rs"]
-mod files;
+pub mod files;
 #[path = "checkpoint/hostile.rs"]
 mod hostile;
 

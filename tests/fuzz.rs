@@ -1,0 +1,177 @@
+//! Replays the corpus of the fuzz targets: what the fuzzer once found must stay harmless. Where a
+//! fuzzer has run here, what it collected is replayed as well.
+
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+use crate::checkpoint::files::{Gguf, array, safetensors, string, vectors};
+use crate::protobuf::{Msg, model, node, tensor, tensor_f32, value};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+fn corpus(target: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus")).join(target)
+}
+
+#[test]
+fn the_corpus_does_no_harm() {
+    for (target, run) in targets::TARGETS {
+        let mut inputs = 0;
+        for entry in fs::read_dir(corpus(target)).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = fs::read(&path).unwrap();
+            let start = Instant::now();
+            run(&bytes);
+            assert!(start.elapsed() < Duration::from_secs(10), "{path:?} took {:?}", start.elapsed());
+            inputs += 1;
+        }
+        assert!(inputs >= 3, "{target} has a corpus");
+    }
+}
+
+#[test]
+fn every_target_has_a_program() {
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/Cargo.toml")).unwrap();
+    for (target, _) in targets::TARGETS {
+        let path = format!("fuzz_targets/{target}.rs");
+        assert!(manifest.contains(&format!("name = \"{target}\"\npath = \"{path}\"")), "{target}");
+        let program = fs::read_to_string(format!("{}/fuzz/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        assert!(program.contains(&format!("tinsmith_fuzz::{target}(data)")), "{program}");
+    }
+}
+
+/// The fuzzer must start from models, or it only finds what every first check refuses.
+#[test]
+fn some_seeds_are_whole_models() {
+    let load = |path: PathBuf| tinsmith::formats::load(&path).unwrap();
+    assert!(load(corpus("gguf").join("seed-llama")).graph.nodes().len() > 10);
+    assert_eq!(load(corpus("onnx").join("seed-two-nodes")).graph.nodes().len(), 2);
+    for seed in ["seed-llama", "seed-plain"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("model.safetensors"), targets::small_llama()).unwrap();
+        fs::copy(corpus("config_json").join(seed), dir.path().join("config.json")).unwrap();
+        assert!(load(dir.path().to_path_buf()).graph.nodes().len() > 10);
+    }
+}
+
+/// `UPDATE_CORPUS=1` writes the seeds.
+#[test]
+fn seeds_are_those_that_are_committed() {
+    for (target, name, bytes) in seeds() {
+        let path = corpus(target).join(format!("seed-{name}"));
+        if std::env::var_os("UPDATE_CORPUS").is_some() {
+            fs::create_dir_all(corpus(target)).unwrap();
+            fs::write(&path, &bytes).unwrap();
+        }
+        assert_eq!(fs::read(&path).unwrap(), bytes, "{path:?} is old; UPDATE_CORPUS=1 writes it");
+    }
+}
+
+/// A decoder of one layer with width 4 and six tokens.
+fn decoder() -> Gguf {
+    let count = |file: Gguf, key: &str, n: u32| file.entry(format!("llama.{key}"), 4, &n.to_le_bytes());
+    let zeros = |file: Gguf, name: &str, dims: &[u64]| {
+        file.with(&format!("{name}.weight"), dims, 0, &vec![0; dims.iter().product::<u64>() as usize * 4])
+    };
+    let mut file = Gguf::new().entry("general.architecture", 8, &string("llama"));
+    for (key, n) in [
+        ("block_count", 1),
+        ("context_length", 16),
+        ("embedding_length", 4),
+        ("feed_forward_length", 8),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("rope.dimension_count", 2),
+    ] {
+        file = count(file, key, n);
+    }
+    file = file.entry("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes()).entry(
+        "llama.rope.freq_base",
+        6,
+        &1e4f32.to_le_bytes(),
+    );
+    for (name, dims) in [
+        ("token_embd", &[4, 6][..]),
+        ("output_norm", &[4]),
+        ("output", &[4, 6]),
+        ("blk.0.attn_norm", &[4]),
+        ("blk.0.ffn_norm", &[4]),
+        ("blk.0.attn_q", &[4, 4]),
+        ("blk.0.attn_k", &[4, 2]),
+        ("blk.0.attn_v", &[4, 2]),
+        ("blk.0.attn_output", &[4, 4]),
+        ("blk.0.ffn_gate", &[4, 8]),
+        ("blk.0.ffn_up", &[4, 8]),
+        ("blk.0.ffn_down", &[8, 4]),
+    ] {
+        file = zeros(file, name, dims);
+    }
+    file
+}
+
+fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let types = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"b":{"dtype":"BF16","shape":[3],"data_offsets":[16,22]},"c":{"dtype":"F4","shape":[4],"data_offsets":[22,24]},"e":{"dtype":"F6_E2M3","shape":[0,4],"data_offsets":[24,24]}}"#;
+    let le = |v: u32| v.to_le_bytes();
+    let nested = array(9, &[array(4, &[le(1).to_vec(), le(2).to_vec()]), array(8, &[string("x")])]);
+    let values = Gguf::new()
+        .entry("general.alignment", 4, &le(32))
+        .entry("a", 0, &[1])
+        .entry("b", 7, &[1])
+        .entry("c", 8, &string("text"))
+        .entry("d", 12, &1f64.to_le_bytes())
+        .entry("e", 9, &array(6, &[le(0).to_vec()]))
+        .entry("f", 9, &nested)
+        .with("w", &[2, 3], 0, &[0; 24])
+        .with("half", &[4], 1, &[0; 8])
+        .with("odd", &[5], 77, &[1; 3]);
+    let graph = Msg::new()
+        .msg(1, node("Add", "add", &["x", "w"], &["a"]))
+        .msg(1, node("Relu", "relu", &["a"], &["y"]))
+        .text(2, "g")
+        .msg(5, tensor_f32("w", &[4], &[1., 2., 3., 4.]))
+        .msg(11, value("x", &[-1, 4]))
+        .msg(12, value("y", &[-1, 4]));
+    let raw = Msg::new()
+        .msg(1, node("Cast", "cast", &["x"], &["y"]).msg(5, Msg::new().text(1, "to").int(3, 7).int(20, 2)))
+        .text(2, "raw")
+        .msg(5, tensor("w", 2, &[6], &[1; 6]))
+        .msg(11, value("x", &[2]))
+        .msg(12, value("y", &[2]));
+    let external = Msg::new()
+        .msg(1, node("Identity", "i", &["w"], &["y"]))
+        .msg(
+            5,
+            Msg::new()
+                .int(1, 4)
+                .int(2, 1)
+                .text(8, "w")
+                .int(14, 1)
+                .msg(13, Msg::new().text(1, "location").text(2, "w.bin")),
+        )
+        .msg(12, value("y", &[4]));
+    let llama = r#"{"model_type":"llama","hidden_size":4,"intermediate_size":8,"num_attention_heads":2,"num_key_value_heads":2,"num_hidden_layers":1,"vocab_size":6,"max_position_embeddings":16,"rms_norm_eps":1e-5,"rope_theta":1e4,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8},"tie_word_embeddings":false}"#;
+    let plain = r#"{"model_type":"llama","hidden_size":4,"intermediate_size":8,"num_attention_heads":2,"num_hidden_layers":1,"vocab_size":6,"max_position_embeddings":16}"#;
+    let map = |files: [&str; 3]| {
+        let [w, b, v] = files.map(|f| format!("{f}.safetensors"));
+        format!(r#"{{"metadata":{{"total_size":36}},"weight_map":{{"w":"{w}","b":"{b}","v":"{v}"}}}}"#)
+    };
+    vec![
+        ("safetensors", "vectors", vectors(&[("first", &[1; 40]), ("second", &[2; 7])])),
+        ("safetensors", "types", safetensors(types, &[7; 24])),
+        ("safetensors", "empty", safetensors("{}      ", &[])),
+        ("gguf", "small", Gguf::small().bytes()),
+        ("gguf", "values", values.bytes()),
+        ("gguf", "llama", decoder().bytes()),
+        ("gguf", "version-2", Gguf { version: 2, ..Gguf::small() }.bytes()),
+        ("onnx", "two-nodes", model(graph.sorted(), 17).0),
+        ("onnx", "raw-data", model(raw.sorted(), 17).0),
+        ("onnx", "external", model(external.sorted(), 17).0),
+        ("safetensors_index", "good", map(["a", "a", "b"]).into_bytes()),
+        ("safetensors_index", "swapped", map(["b", "a", "a"]).into_bytes()),
+        ("safetensors_index", "outside", map(["../x", "a", "b"]).into_bytes()),
+        ("config_json", "llama", llama.as_bytes().to_vec()),
+        ("config_json", "plain", plain.as_bytes().to_vec()),
+        ("config_json", "bert", br#"{"model_type":"bert","hidden_size":4}"#.to_vec()),
+    ]
+}
