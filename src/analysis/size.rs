@@ -45,7 +45,9 @@ pub(super) fn bindings(graph: &Graph, given: &BTreeMap<String, i64>, batch: i64)
         if let Some(Type::Tensor { shape: Some(shape), .. }) = &graph.value(v).ty
             && let [_, _, tokens, _] = shape.as_slice()
         {
-            tokens.symbols(&mut |symbol| drop(cached.insert(symbol.to_string())));
+            tokens.symbols(&mut |symbol| {
+                cached.insert(symbol.to_string());
+            });
         }
     }
     for v in graph.required_inputs() {
