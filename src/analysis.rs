@@ -1,6 +1,7 @@
 //! Facts about a graph. A graph enters; a [`Summary`] and coupling groups leave. Knows no pass.
 
 mod cache;
+pub mod diff;
 mod live;
 mod open;
 mod role;

@@ -3,6 +3,7 @@
 
 pub mod constants;
 pub mod coupling;
+pub mod diff;
 pub mod edit;
 pub mod infer;
 mod upgrade;

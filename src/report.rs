@@ -5,6 +5,7 @@
 
 mod comparison;
 mod csv;
+mod diff;
 mod json;
 mod jsonl;
 mod markdown;
@@ -14,6 +15,7 @@ mod summary;
 mod table;
 mod text;
 
+pub use diff::differences;
 pub use summary::{Section, Sections, inspection};
 pub use table::{Align, Cell, Column, Table};
 

@@ -13,6 +13,8 @@ mod checkpoint;
 #[path = "fuzz.rs"]
 #[cfg(target_os = "linux")]
 mod fuzz;
+#[path = "inspection.rs"]
+mod inspection;
 #[path = "hostile.rs"]
 mod hostile;
 #[path = "protobuf.rs"]

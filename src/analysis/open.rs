@@ -20,6 +20,16 @@ pub(super) enum Model {
     },
 }
 
+impl Model {
+    /// The graph, where there is one.
+    pub(super) fn graph(&self) -> Option<&Graph> {
+        match self {
+            Model::Graph(opened) => Some(&opened.graph),
+            Model::Checkpoint { graph, .. } => graph.as_ref().ok(),
+        }
+    }
+}
+
 /// Opens a model file, or the directory of a checkpoint. An architecture that is not known leaves the
 /// weights to be looked at.
 ///

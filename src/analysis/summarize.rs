@@ -36,17 +36,22 @@ impl Default for Options {
 /// [`summarize`] of a file, with what the file tells besides. It can run in a child process: the result
 /// is serialisable and nothing else is touched.
 pub fn summarize_file(path: &Path, options: &Options) -> Result<Summary> {
+    of_model(&open(path)?, path, options)
+}
+
+/// [`summarize_file`] of a model that was opened from `path`.
+pub(super) fn of_model(model: &Model, path: &Path, options: &Options) -> Result<Summary> {
     let told = |e: Error| e.file(path);
-    match open(path)? {
-        Model::Graph(opened) => summarize_opened(&opened, options).map_err(told),
+    match model {
+        Model::Graph(opened) => summarize_opened(opened, options).map_err(told),
         Model::Checkpoint { checkpoint, graph: Err(why), .. } => {
-            stored::summarize_checkpoint(&checkpoint, &why, options).map_err(told)
+            stored::summarize_checkpoint(checkpoint, why, options).map_err(told)
         }
         Model::Checkpoint { checkpoint, graph: Ok(graph), warnings } => {
             let mut summary =
-                summarize(&graph, &Options { weights: false, ..options.clone() }).map_err(told)?;
-            summary.warnings.splice(0..0, warnings);
-            stored::describe(&mut summary, &checkpoint, options).map_err(told)?;
+                summarize(graph, &Options { weights: false, ..options.clone() }).map_err(told)?;
+            summary.warnings.splice(0..0, warnings.iter().cloned());
+            stored::describe(&mut summary, checkpoint, options).map_err(told)?;
             stored::count_as_stored(&mut summary);
             summary.kv_cache = cache::of(&summary.inputs, &summary.about);
             Ok(summary)

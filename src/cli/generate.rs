@@ -112,6 +112,7 @@ theme = \"auto\"
 pub(super) const SCHEMAS: &[(&str, &str)] = &[
     ("comparison", include_str!("../../assets/schema/comparison.json")),
     ("devices", include_str!("../../assets/schema/devices.json")),
+    ("diff", include_str!("../../assets/schema/diff.json")),
     ("doctor", include_str!("../../assets/schema/doctor.json")),
     ("error", include_str!("../../assets/schema/error.json")),
     ("event", include_str!("../../assets/schema/event.json")),

@@ -1,11 +1,10 @@
 //! `inspect` and `diff`: structure and cost of models, without running them.
 
 use super::context::Context;
+use super::progress::Progress;
 use crate::analysis::{self, Options, Summary};
 use crate::error::{Error, Result};
-use crate::report::{Cell, Format, Report, Section, Sections, Table, inspection};
-use crate::units::{Bytes, Count};
-use serde::Serialize;
+use crate::report::{Format, Section, Sections, differences, inspection};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -51,9 +50,11 @@ pub(super) struct Inspect {
     groups: bool,
 }
 
-/// Show what changed between two models, layer by layer
+/// Show what changed between two models: nodes, shapes and weights, by name and by structure
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  tinsmith diff original.onnx pruned.onnx")]
+#[command(
+    after_help = "Examples:\n  tinsmith diff original.onnx pruned.onnx\n  tinsmith diff model.gguf exported.onnx --all"
+)]
 pub(super) struct Diff {
     /// Model before
     before: String,
@@ -61,6 +62,12 @@ pub(super) struct Diff {
     after: String,
     #[command(flatten)]
     binding: Binding,
+    /// Compare shapes and encodings only; no weight is read
+    #[arg(long)]
+    shapes: bool,
+    /// Every row of every table, what did not change included
+    #[arg(long)]
+    all: bool,
 }
 
 pub(super) fn inspect(context: &Context, args: Inspect) -> anyhow::Result<()> {
@@ -96,112 +103,11 @@ fn parse(pair: &str) -> Result<(String, i64)> {
     Ok((name.trim().to_string(), size))
 }
 
-#[derive(Serialize)]
-struct Changes {
-    schema_version: u32,
-    before: String,
-    after: String,
-    totals: Vec<Total>,
-    layers: Vec<Change>,
-}
-
-#[derive(Serialize)]
-struct Total {
-    name: &'static str,
-    before: u64,
-    after: u64,
-}
-
-#[derive(Serialize)]
-struct Change {
-    name: String,
-    change: &'static str,
-    before: Option<String>,
-    after: Option<String>,
-    parameters_before: u64,
-    parameters_after: u64,
-}
-
 pub(super) fn diff(context: &Context, args: Diff) -> anyhow::Result<()> {
-    let before = summary(&args.before, &args.binding, false)?;
-    let after = summary(&args.after, &args.binding, false)?;
-    context.print(&report(&changes(args.before, &before, args.after, &after))?)
-}
-
-fn changes(name_before: String, before: &Summary, name_after: String, after: &Summary) -> Changes {
-    let total = |name, of: fn(&Summary) -> u64| Total { name, before: of(before), after: of(after) };
-    let words = |l: &analysis::Layer| {
-        let shapes: Vec<String> = l.weights.iter().map(|(_, t, s)| format!("{t}{s:?}")).collect();
-        let output = l.output_shape.as_ref().map_or("?".into(), |s| s.join("x"));
-        format!("{} -> {output} {}", l.op, shapes.join(" ")).trim_end().to_string()
-    };
-    let old: BTreeMap<&str, &analysis::Layer> = before.layers.iter().map(|l| (l.name.as_str(), l)).collect();
-    let new: BTreeMap<&str, &analysis::Layer> = after.layers.iter().map(|l| (l.name.as_str(), l)).collect();
-    let mut layers = Vec::new();
-    for l in &before.layers {
-        let other = new.get(l.name.as_str());
-        let (was, is) = (words(l), other.map(|o| words(o)));
-        if is.as_ref() != Some(&was) {
-            layers.push(Change {
-                name: l.name.clone(),
-                change: if other.is_some() { "changed" } else { "removed" },
-                before: Some(was),
-                after: is,
-                parameters_before: l.parameters,
-                parameters_after: other.map_or(0, |o| o.parameters),
-            });
-        }
-    }
-    for l in after.layers.iter().filter(|l| !old.contains_key(l.name.as_str())) {
-        layers.push(Change {
-            name: l.name.clone(),
-            change: "added",
-            before: None,
-            after: Some(words(l)),
-            parameters_before: 0,
-            parameters_after: l.parameters,
-        });
-    }
-    Changes {
-        schema_version: 1,
-        before: name_before,
-        after: name_after,
-        totals: vec![
-            total("nodes", |s| s.layers.len() as u64),
-            total("parameters", |s| s.parameters),
-            total("macs", |s| s.macs),
-            total("weight_bytes", |s| s.weight_bytes),
-            total("file_bytes", |s| s.file_bytes),
-            total("peak_activation_bytes", |s| s.peak_activation_bytes),
-        ],
-        layers,
-    }
-}
-
-fn report(changes: &Changes) -> Result<Report> {
-    let mut totals =
-        Table::new(&[("name", "<total"), ("before", "before"), ("after", "after"), ("delta", "change")]);
-    for t in &changes.totals {
-        let text =
-            |v: u64| if t.name.ends_with("bytes") { Bytes(v).to_string() } else { Count(v).to_string() };
-        let delta = (t.before > 0).then(|| t.after as f64 / t.before as f64 - 1.0);
-        totals.push([
-            Cell::text(t.name),
-            Cell::value(t.before, text(t.before)),
-            Cell::value(t.after, text(t.after)),
-            Cell::maybe(delta, |d| format!("{:+.1} %", 100.0 * d)),
-        ]);
-    }
-    let mut layers =
-        Table::new(&[("name", "<layer"), ("change", "<change"), ("before", "<before"), ("after", "<after")]);
-    for l in &changes.layers {
-        let cell = |t: &Option<String>| t.clone().map_or_else(Cell::empty, Cell::text);
-        layers.push([Cell::text(l.name.clone()), Cell::text(l.change), cell(&l.before), cell(&l.after)]);
-    }
-    let report = Report::new(changes)?.records(&changes.layers)?.table(totals);
-    Ok(if changes.layers.is_empty() {
-        report.line("no layer differs in operator or shape")
-    } else {
-        report.heading("layers").table(layers)
-    })
+    let options = Options { bindings: args.binding.sizes()?, ..Options::default() };
+    let (before, after) = (Path::new(&args.before), Path::new(&args.after));
+    let progress = Progress::new(context);
+    let found = analysis::diff::diff(before, after, &options, !args.shapes, &progress)?;
+    drop(progress);
+    context.print(&differences(&found, context.format == Format::Text && !args.all)?)
 }

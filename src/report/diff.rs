@@ -1,0 +1,147 @@
+//! What a comparison of two models says.
+
+use super::{Cell, Present, Report, Table};
+use crate::analysis::diff::{ChangeKind, Counts, Diff, LayerChange, WeightChange};
+use crate::error::Result;
+use crate::units::{Bytes, Count};
+
+/// Rows of a table that is shown in brief.
+const BRIEF: usize = 40;
+
+impl Present for Diff {
+    fn report(&self) -> Result<Report> {
+        differences(self, false)
+    }
+}
+
+/// The report of a comparison. In brief, long tables are cut and what did not change is left out.
+pub fn differences(d: &Diff, brief: bool) -> Result<Report> {
+    let mut totals =
+        Table::new(&[("name", "<total"), ("before", "before"), ("after", "after"), ("delta", "change")]);
+    for t in &d.totals {
+        let text =
+            |v: u64| if t.name.ends_with("bytes") { Bytes(v).to_string() } else { Count(v).to_string() };
+        let delta = (t.before > 0).then(|| t.after as f64 / t.before as f64 - 1.0);
+        totals.push([
+            Cell::text(t.name.clone()),
+            Cell::value(t.before, text(t.before)),
+            Cell::value(t.after, text(t.after)),
+            Cell::maybe(delta, |d| format!("{:+.1} %", 100.0 * d)),
+        ]);
+    }
+    let mut report = Report::new(d)?.records(&d.layers)?.table(totals);
+    let paired = d.by_name + d.by_structure;
+    if paired + d.layer_counts.removed + d.layer_counts.added > 0 {
+        report = report.line(format!(
+            "{paired} nodes paired, {} by name and {} by structure: {}",
+            d.by_name,
+            d.by_structure,
+            counted(&d.layer_counts)
+        ));
+    }
+    report = report.line(format!("weights: {}", counted(&d.weight_counts)));
+    let layers: Vec<&LayerChange> =
+        d.layers.iter().filter(|l| !brief || l.change != ChangeKind::Renamed).collect();
+    if !layers.is_empty() {
+        report = titled(report, "layers", layers.len(), brief).table(layer_table(&cut(&layers, brief)));
+    } else if paired > 0 {
+        report = report.line("no layer differs in operator, attributes, shape or inputs");
+    }
+    let mut weights: Vec<&WeightChange> = d
+        .weights
+        .iter()
+        .filter(|w| !brief || !matches!(w.change, None | Some(ChangeKind::Renamed)))
+        .collect();
+    if brief {
+        // The farthest apart first; those without numbers stand before them.
+        let far =
+            |w: &&WeightChange| w.difference.map_or(f64::INFINITY, |d| d.relative_l2.unwrap_or(f64::MAX));
+        weights.sort_by(|a, b| far(b).total_cmp(&far(a)));
+    }
+    if !weights.is_empty() {
+        report = titled(report, "weights", weights.len(), brief).table(weight_table(&cut(&weights, brief)));
+    }
+    for warning in &d.warnings {
+        report = report.line(format!("warning: {warning}"));
+    }
+    if brief && (layers.len() > BRIEF || weights.len() > BRIEF) {
+        report = report.line("all rows: --all, or another --format");
+    }
+    Ok(report)
+}
+
+fn cut<'a, T>(rows: &[&'a T], brief: bool) -> Vec<&'a T> {
+    rows.iter().take(if brief { BRIEF } else { usize::MAX }).copied().collect()
+}
+
+fn titled(report: Report, name: &str, rows: usize, brief: bool) -> Report {
+    report.heading(match brief && rows > BRIEF {
+        true => format!("{name}, {BRIEF} of {rows} that differ"),
+        false => name.to_string(),
+    })
+}
+
+fn counted(c: &Counts) -> String {
+    let all = [
+        (c.same, "the same"),
+        (c.renamed, "renamed"),
+        (c.changed, "changed"),
+        (c.removed, "removed"),
+        (c.added, "added"),
+    ];
+    let text: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, w)| format!("{n} {w}")).collect();
+    if text.is_empty() { "none".into() } else { text.join(", ") }
+}
+
+fn optional(text: &Option<String>) -> Cell {
+    text.clone().map_or_else(Cell::empty, Cell::text)
+}
+
+fn layer_table(layers: &[&LayerChange]) -> Table {
+    let mut table = Table::new(&[
+        ("name", "<layer"),
+        ("change", "<change"),
+        ("what", "<what"),
+        ("before", "<before"),
+        ("after", "<after"),
+        ("renamed", "?<new name"),
+    ]);
+    for l in layers {
+        table.push([
+            Cell::text(l.name.clone()),
+            Cell::text(l.change.word()),
+            Cell::text(l.what.join(" ")),
+            optional(&l.before),
+            optional(&l.after),
+            optional(&l.renamed),
+        ]);
+    }
+    table
+}
+
+fn weight_table(weights: &[&WeightChange]) -> Table {
+    let mut table = Table::new(&[
+        ("name", "<weight"),
+        ("change", "<change"),
+        ("before", "<before"),
+        ("after", "<after"),
+        ("max_abs", "max |d|"),
+        ("relative_l2", "rel. L2"),
+        ("cosine", "cosine"),
+        ("renamed", "?<new name"),
+    ]);
+    for w in weights {
+        let d = w.difference;
+        table.push([
+            Cell::text(w.name.clone()),
+            Cell::text(w.change.map_or("same", ChangeKind::word)),
+            optional(&w.before),
+            optional(&w.after),
+            Cell::maybe(d.map(|d| d.max_abs), |v| format!("{v:.2e}")),
+            Cell::maybe(d.and_then(|d| d.relative_l2), |v| format!("{v:.2e}")),
+            Cell::maybe(d.and_then(|d| d.cosine), |v| format!("{v:.6}")),
+            optional(&w.renamed),
+        ]);
+    }
+    table
+}
