@@ -128,7 +128,7 @@ impl Matcher<'_> {
                     .enumerate()
                     .filter_map(|(slot, v)| {
                         let v = (*v)?;
-                        side.constants.get(v).filter(|t| super::constants::is_weight(t))?;
+                        side.constants.weight(v)?;
                         Some((slot, print(v)?))
                     })
                     .collect();

@@ -4,7 +4,7 @@
 use super::{ChangeKind, WeightChange};
 use crate::analysis::open::Model;
 use crate::error::Result;
-use crate::graph::constants::{Constants, is_weight};
+use crate::graph::constants::Constants;
 use crate::graph::diff::Matching;
 use crate::graph::{Graph, ValueId};
 use crate::monitor::Monitor;
@@ -56,8 +56,7 @@ impl<'a> Held<'a> {
     pub(super) fn of(model: &'a Model) -> Held<'a> {
         let weights: Vec<Weight<'a>> = match (model.graph(), model) {
             (Some(graph), _) => Constants::of(graph)
-                .iter()
-                .filter(|(_, t)| is_weight(t))
+                .weights()
                 .map(|(v, t)| {
                     let name = graph.value_name(v).to_string();
                     let stored = match model {
