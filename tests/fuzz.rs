@@ -47,6 +47,12 @@ fn some_seeds_are_whole_models() {
     let load = |path: PathBuf| tinsmith::formats::load(&path).unwrap();
     assert!(load(corpus("gguf").join("seed-llama")).graph.nodes().len() > 10);
     assert_eq!(load(corpus("onnx").join("seed-two-nodes")).graph.nodes().len(), 2);
+    for seed in ["seed-word-piece", "seed-bpe", "seed-unigram"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(corpus("tokenizer_json").join(seed), dir.path().join("tokenizer.json")).unwrap();
+        let tokenizer = tinsmith::formats::tokenizer::Tokenizer::open(dir.path()).unwrap();
+        assert!(!tokenizer.encode("aaaa", false).unwrap().is_empty());
+    }
     for seed in ["seed-llama", "seed-plain"] {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("model.safetensors"), targets::small_llama()).unwrap();
@@ -151,6 +157,9 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         )
         .msg(12, value("y", &[4]));
     let llama = r#"{"model_type":"llama","hidden_size":4,"intermediate_size":8,"num_attention_heads":2,"num_key_value_heads":2,"num_hidden_layers":1,"vocab_size":6,"max_position_embeddings":16,"rms_norm_eps":1e-5,"rope_theta":1e4,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8},"tie_word_embeddings":false}"#;
+    let word_piece = r###"{"added_tokens":[{"id":0,"content":"[UNK]","special":true},{"id":1,"content":"[CLS]","special":true}],"normalizer":{"type":"BertNormalizer","clean_text":true,"handle_chinese_chars":true,"strip_accents":null,"lowercase":true},"pre_tokenizer":{"type":"BertPreTokenizer"},"decoder":{"type":"WordPiece","prefix":"##","cleanup":true},"model":{"type":"WordPiece","unk_token":"[UNK]","continuing_subword_prefix":"##","max_input_chars_per_word":100,"vocab":{"[UNK]":0,"[CLS]":1,"hel":2,"##lo":3,"!":4}}}"###;
+    let bpe = r#"{"added_tokens":[],"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"\\p{N}{1,3}| ?[^\\s]+|\\s+"},"behavior":"Isolated","invert":false},{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}]},"decoder":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false},"model":{"type":"BPE","unk_token":"a","vocab":{"a":0,"b":1,"aa":2,"aaaa":3,"H":4},"merges":["a a","aa aa"]}}"#;
+    let unigram = r#"{"added_tokens":[{"id":0,"content":"<unk>","special":true},{"id":1,"content":"<s>","special":true}],"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"\u2581"},{"type":"Replace","pattern":{"String":" "},"content":"\u2581"}]},"decoder":{"type":"Metaspace","replacement":"\u2581","prepend_scheme":"always"},"model":{"type":"Unigram","unk_id":0,"byte_fallback":false,"vocab":[["<unk>",0.0],["<s>",0.0],["a",-1.5],["\u2581",-2.0],["aa",-2.5]]}}"#;
     let plain = r#"{"model_type":"llama","hidden_size":4,"intermediate_size":8,"num_attention_heads":2,"num_hidden_layers":1,"vocab_size":6,"max_position_embeddings":16}"#;
     let map = |files: [&str; 3]| {
         let [w, b, v] = files.map(|f| format!("{f}.safetensors"));
@@ -172,6 +181,9 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("safetensors_index", "outside", map(["../x", "a", "b"]).into_bytes()),
         ("config_json", "llama", llama.as_bytes().to_vec()),
         ("config_json", "plain", plain.as_bytes().to_vec()),
+        ("tokenizer_json", "word-piece", word_piece.as_bytes().to_vec()),
+        ("tokenizer_json", "bpe", bpe.as_bytes().to_vec()),
+        ("tokenizer_json", "unigram", unigram.as_bytes().to_vec()),
         ("config_json", "bert", br#"{"model_type":"bert","hidden_size":4}"#.to_vec()),
     ]
 }

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use tinsmith::error::{Kind, Result};
+use tinsmith::formats::tokenizer::Tokenizer;
 use tinsmith::formats::{self, Checkpoint, Limits, Opened};
 use tinsmith::tensor::{Stats, Tensor};
 
@@ -21,6 +22,7 @@ pub const TARGETS: &[Target] = &[
     ("gguf", gguf),
     ("onnx", onnx),
     ("config_json", config_json),
+    ("tokenizer_json", tokenizer_json),
 ];
 
 /// Tensors that are read, and the most elements of each.
@@ -31,11 +33,12 @@ pub fn safetensors(data: &[u8]) {
     in_memory(data, |path| checked(checkpoint(path)));
 }
 
-/// A GGUF file, and the graph that is built from it.
+/// A GGUF file, with the graph and the tokenizer that are built from it.
 pub fn gguf(data: &[u8]) {
     in_memory(data, |path| {
         if checked(checkpoint(path)).is_some() {
             checked(graph(path));
+            checked(tokens(path));
         }
     });
 }
@@ -63,6 +66,25 @@ pub fn config_json(data: &[u8]) {
             checked(graph(path));
         }
     });
+}
+
+/// A tokenizer, and what it makes of some texts.
+pub fn tokenizer_json(data: &[u8]) {
+    in_directory(&[("tokenizer.json", data.to_vec())], |path| checked(tokens(path)));
+}
+
+fn tokens(path: &Path) -> Result<()> {
+    let tokenizer = Tokenizer::open_with(path, &Limits::default())?;
+    for text in
+        ["", "Hello  world, 123 caf\u{e9}!\n", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "\u{1f600} <s>[CLS]"]
+    {
+        for special in [false, true] {
+            if let Some(ids) = checked(tokenizer.encode(text, special)) {
+                checked(tokenizer.decode(&ids, special));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn checkpoint(path: &Path) -> Result<()> {

@@ -21,11 +21,9 @@ const ENTRIES: usize = 10_000;
 
 /// Opens the weights at `path`.
 pub(super) fn open(path: &Path, limits: &Limits) -> Result<Checkpoint> {
-    let checkpoint = if path.is_dir() { directory(path, limits)? } else { file(path, limits)? };
+    let mut checkpoint = if path.is_dir() { directory(path, limits)? } else { file(path, limits)? };
     if checkpoint.tensors().is_empty() {
-        return Err(Error::invalid("CHECKPOINT-EMPTY", "there are no weights in it")
-            .file(path)
-            .hint("pass a model with weights; vocabulary files alone are no model"));
+        checkpoint.warnings.push("there are no weights in it".to_string());
     }
     Ok(checkpoint)
 }
