@@ -87,7 +87,11 @@ pub fn load_for(path: &Path, limits: &Limits, options: &architecture::Options) -
         Content::Other(what) => return Err(detect::refuse(path, what)),
         Content::Onnx | Content::Unknown => {}
     }
-    let imported = onnx::import::read(&file, limits).map_err(|e| e.file(path))?;
+    let imported = match onnx::import::read(&file, limits) {
+        // Damaged first bytes hide what the name still says.
+        Err(_) if weights::named(path) => return built(&checkpoint(path, limits)?, options),
+        read => read.map_err(|e| e.file(path))?,
+    };
     Ok(Opened {
         graph: imported.graph,
         facts: FileFacts {

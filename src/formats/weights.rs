@@ -7,7 +7,7 @@ use super::limits::Limits;
 use super::metadata::{Fact, Metadata};
 use super::safetensors::index::{self, Index};
 use super::{gguf, json, safetensors};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::tensor::SourceFile;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,6 +70,7 @@ fn directory(path: &Path, limits: &Limits) -> Result<Checkpoint> {
     }
     Err(Error::invalid("CHECKPOINT-NONE", "there are no weights in this directory")
         .file(path)
+        .found("a directory")
         .limit(format!("{SINGLE}, {}, or one .gguf file", index::NAME))
         .hint("pass the directory that holds the weights"))
 }
@@ -83,6 +84,16 @@ fn asked_as(mut checkpoint: Checkpoint, path: &Path) -> Checkpoint {
 /// Whether something has this name; a link that leads nowhere has it too.
 fn exists(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
+}
+
+/// Whether a file has the name of weights.
+pub(super) fn named(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "safetensors" || e == "gguf")
+}
+
+/// Whether a file has the name of an index.
+fn is_index(path: &Path) -> bool {
+    path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with(".index.json"))
 }
 
 /// Names in a directory, sorted.
@@ -104,7 +115,12 @@ fn file(path: &Path, limits: &Limits) -> Result<Checkpoint> {
     match super::content(&file)? {
         Content::Gguf => from_gguf(path, &file, limits),
         Content::Safetensors => from_safetensors(path, &file, limits),
-        Content::Other(Other::Json) => from_index(path, &Index::read(&file, limits)?, limits),
+        Content::Other(Other::Json) => match Index::read(&file, limits) {
+            Ok(index) => from_index(path, &index, limits),
+            // Of any other JSON, what it is says more than what is wrong with it.
+            Err(e) if e.kind() == Kind::Invalid && !is_index(path) => Err(detect::refuse(path, Other::Json)),
+            Err(e) => Err(e),
+        },
         // A damaged length hides the format, so the name must speak.
         Content::Unknown | Content::Onnx if path.extension().is_some_and(|e| e == "safetensors") => {
             from_safetensors(path, &file, limits)

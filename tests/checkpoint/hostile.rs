@@ -698,7 +698,7 @@ fn what_is_no_checkpoint_is_named_for_what_it_is() {
             (vec![0; 64], INVALID, "FORMAT-ZEROS", "zero bytes"),
             (pad(b"\x7fELF"), INVALID, "FORMAT-ELF", "program"),
             (b"just some words of text, nothing else".to_vec(), INVALID, "FORMAT-TEXT", "text"),
-            (b"{\"model_type\": \"llama\"}".to_vec(), INVALID, "SAFETENSORS-INDEX", "weight_map"),
+            (b"{\"model_type\": \"llama\"}".to_vec(), INVALID, "FORMAT-JSON", "config.json"),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let path = put(dir.path(), name, &bytes);
@@ -819,6 +819,51 @@ fn a_checkpoint_that_changes_while_it_is_open_is_noticed() {
         fs::rename(next, &path).unwrap();
         assert!(c.tensors()[0].tensor().unwrap().data().is_ok());
         fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn the_program_refuses_to_inspect_or_to_quantise_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let wild = Gguf::small().info("evil", &[8], 0, u64::MAX - 31).bytes();
+    let unknown = safetensors(&entries(&[("a", "Q9", "[8]", 0, 8)]), &[0; 8]);
+    let long = Gguf::small().entry("k".repeat(5000), 7, &[1]).bytes();
+    let length = [&u64::MAX.to_le_bytes()[..], b"{\"a\": 1}"].concat();
+    for (name, bytes, code, texts) in [
+        ("evil.gguf", wild, 3, ["GGUF-RANGE", "tensors[2](\"evil\").offset"]),
+        ("evil.safetensors", unknown, 4, ["SAFETENSORS-DTYPE", "\"a\".dtype"]),
+        ("long.gguf", long, 5, ["name_bytes", "metadata[3]"]),
+        ("length.safetensors", length, 3, ["SAFETENSORS-HEADER", "header length"]),
+        (
+            "pickle.safetensors",
+            [&b"\x80\x04\x95"[..], &[7; 64]].concat(),
+            4,
+            ["FORMAT-PICKLE", "never loaded"],
+        ),
+    ] {
+        let path = put(dir.path(), name, &bytes);
+        for command in [&["inspect"][..], &["quantize", "--scheme", "dynamic-int8"]] {
+            let out = Command::new(env!("CARGO_BIN_EXE_tinsmith"))
+                .args(command)
+                .arg(&path)
+                .current_dir(dir.path())
+                .env("TINSMITH_HOME", dir.path().join("home"))
+                .output()
+                .unwrap();
+            let text = String::from_utf8(out.stderr).unwrap();
+            assert_eq!(out.status.code(), Some(code), "{command:?} {name}: {text}");
+            for wanted in texts.iter().chain([&name]) {
+                assert!(text.contains(wanted), "{command:?}: \"{text}\" lacks \"{wanted}\"");
+            }
+            assert!(!text.contains("panicked"), "{text}");
+            let left: Vec<String> = fs::read_dir(dir.path())
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .filter(|n| n.ends_with(".onnx"))
+                .collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), bytes);
     }
 }
 
