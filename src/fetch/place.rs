@@ -53,11 +53,15 @@ pub(super) fn work_directory(parent: &Path, name: &str) -> Result<tempfile::Temp
 
 /// The entry, if it is there, complete by size, and made from the package with this digest.
 pub fn is_current(parent: &Path, name: &str, package_sha256: &str) -> Option<Fetched> {
+    manifest(parent, name).filter(|f| f.package_sha256 == package_sha256)
+}
+
+/// The entry, if it is there and complete by size, whatever it was made from.
+pub(super) fn manifest(parent: &Path, name: &str) -> Option<Fetched> {
     let dir = parent.join(name);
     let bytes = fs::read(dir.join(MANIFEST)).ok()?;
     let mut found: Fetched = serde_json::from_slice(&bytes).ok()?;
     let complete = found.schema_version == 1
-        && found.package_sha256 == package_sha256
         && found.files.iter().all(|f| fs::metadata(dir.join(&f.path)).is_ok_and(|m| m.len() == f.bytes));
     found.dir = dir;
     complete.then_some(found)
@@ -75,7 +79,10 @@ pub fn publish(mut fetched: Fetched, contents: &Path, monitor: &dyn Monitor) -> 
         fetched.files.push(FetchedFile { path, bytes, sha256 });
     }
     save::json(&contents.join(MANIFEST), &fetched)?;
-    let old = fetched.dir.with_extension("old");
+    // Names may hold dots, so the ending is appended, not replaced.
+    let mut old = fetched.dir.clone().into_os_string();
+    old.push(".old");
+    let old = std::path::PathBuf::from(old);
     let _ = fs::remove_dir_all(&old);
     if fetched.dir.exists() {
         fs::rename(&fetched.dir, &old).map_err(|e| Error::io("replace", &fetched.dir, e))?;

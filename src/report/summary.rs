@@ -18,7 +18,8 @@ pub struct Sections {
     pub only: Vec<Section>,
     /// Only layers and tensors whose name, operator, encoding or role contains this.
     pub matching: String,
-    /// Long tables are cut to their most expensive rows unless they were asked for.
+    /// For people: long tables are cut to their most expensive rows unless they were asked for, and
+    /// there is no JSON.
     pub brief: bool,
 }
 
@@ -50,7 +51,9 @@ impl Present for Summary {
 
 /// The report of an inspection with the sections that were asked for.
 pub fn inspection(s: &Summary, sections: &Sections) -> Result<Report> {
+    // Text is all that is wanted in brief; ten thousand layers as JSON would only take memory.
     let mut report = match sections.only.first() {
+        _ if sections.brief => Report::new(&())?,
         Some(Section::Tensors) => Report::new(s)?.records(&s.tensors)?,
         _ => Report::new(s)?.records(&s.layers)?,
     };
