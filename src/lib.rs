@@ -27,6 +27,7 @@ pub mod execute;
 pub mod evaluate;
 pub mod analysis;
 pub mod passes;
+pub mod export;
 // 4 decide
 pub mod plan;
 pub mod compare;

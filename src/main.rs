@@ -23,6 +23,7 @@ fn handlers() -> Vec<tinsmith::child::Handler> {
     handlers.extend(tinsmith::runtime::handlers());
     handlers.extend(tinsmith::evaluate::handlers());
     handlers.extend(tinsmith::analysis::handlers());
+    handlers.extend(tinsmith::export::handlers());
     handlers
 }
 
