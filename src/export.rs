@@ -151,6 +151,10 @@ pub fn write(plan: &Plan, output: &Path, monitor: &dyn Monitor) -> Result<Export
     }
     monitor.check()?;
     monitor.phase("write", None);
+    // What belongs to one model wants a directory of its own, so it is made.
+    if let Some(parent) = output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|e| Error::io("create the directory", parent, e))?;
+    }
     let saved = formats::save(&graph, output)?;
     let beside = beside::write(plan, format, output, &mut warnings)?;
     warnings.iter().for_each(|w| monitor.log(Level::Warning, w));
