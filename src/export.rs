@@ -90,10 +90,7 @@ pub fn handlers() -> Vec<Handler> {
 /// # Errors
 /// Those of reading, lowering and saving; `Usage` for a context that an ONNX file cannot have.
 pub fn export(plan: &Plan, output: &Path, monitor: &dyn Monitor) -> Result<Exported> {
-    let request = (
-        Plan { model: absolute(&plan.model)?, ..plan.clone() },
-        absolute(output)?,
-    );
+    let request = (Plan { model: absolute(&plan.model)?, ..plan.clone() }, absolute(output)?);
     child::call_watched(EXPORT, &request, &ChildLimits::within(WALL), monitor)
 }
 

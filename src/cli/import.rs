@@ -111,10 +111,10 @@ fn failed(path: &Path, verdict: &Verdict) -> Error {
         .found(format!("{:.2e} of the largest output", verdict.max_rel))
         .limit(format!("{:.0e}", verdict.tolerance));
     match &verdict.first {
-        Some(first) => e
-            .node(&first.node)
-            .field(&first.operator)
-            .hint(format!("results part at this node, between the two sides of \"{}\"; try the other target", first.between)),
+        Some(first) => e.node(&first.node).field(&first.operator).hint(format!(
+            "results part at this node, between the two sides of \"{}\"; try the other target",
+            first.between
+        )),
         None => e.hint("no single node differs by that much; try the other target, or f32"),
     }
 }
@@ -155,7 +155,9 @@ fn show(context: &Context, exported: &Exported, checked: Option<&Result<Verdict>
         ("parity", parity.unwrap_or_default()),
         (
             "first difference",
-            first.map_or(String::new(), |f| format!("{} ({}), value {}, {}", f.node, f.operator, f.value, f.between)),
+            first.map_or(String::new(), |f| {
+                format!("{} ({}), value {}, {}", f.node, f.operator, f.value, f.between)
+            }),
         ),
     ]);
     let skipped = exported.lowered.iter().flat_map(|r| &r.skipped);

@@ -44,7 +44,8 @@ pub(super) fn write(
         }
         return Ok(written);
     }
-    let same = |a: &Path, b: &Path| a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b));
+    let same =
+        |a: &Path, b: &Path| a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     if same(&from, &to) {
         return Ok(written);
     }
@@ -79,7 +80,12 @@ fn place(path: &Path, content: &[u8], written: &mut Vec<PathBuf>, warnings: &mut
 }
 
 /// The tokenizer that the metadata of a GGUF file describe, and which tokens begin and end a text.
-fn from_metadata(model: &Path, to: &Path, written: &mut Vec<PathBuf>, warnings: &mut Vec<String>) -> Result<()> {
+fn from_metadata(
+    model: &Path,
+    to: &Path,
+    written: &mut Vec<PathBuf>,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     let checkpoint = formats::checkpoint(model, &Limits::from_env()?)?;
     let tokenizer = Tokenizer::from_metadata(&checkpoint.metadata)?;
     let aside = tempfile::tempdir().map_err(|e| Error::io("create a directory", std::env::temp_dir(), e))?;

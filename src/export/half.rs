@@ -31,7 +31,8 @@ pub(super) fn weights(graph: &Graph, warnings: &mut Vec<String>) -> Result<Graph
         let name = graph.value_name(v);
         let top = tensor.to_f32s()?.iter().fold(0f32, |top, x| top.max(x.abs()));
         if top > LARGEST {
-            warnings.push(format!("weight \"{name}\" stays in f32: it reaches {top:e}, f16 ends at {LARGEST}"));
+            warnings
+                .push(format!("weight \"{name}\" stays in f32: it reaches {top:e}, f16 ends at {LARGEST}"));
             continue;
         }
         edit.remove_initializer(v);
