@@ -93,7 +93,7 @@ pub(super) fn q8_k(block: &[u8; 292], out: &mut [f32; 256]) {
 /// The ternary digit at power `factor` of three, as -1, 0 or 1.
 #[inline]
 fn digit(byte: u8, factor: u8) -> f32 {
-    f32::from((u16::from(byte.wrapping_mul(factor)) * 3 >> 8) as i8 - 1)
+    f32::from(((u16::from(byte.wrapping_mul(factor)) * 3) >> 8) as i8 - 1)
 }
 
 pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
