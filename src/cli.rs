@@ -8,6 +8,7 @@ mod context;
 mod demo;
 mod device;
 mod doctor;
+mod evaluate;
 mod failure;
 mod follow;
 mod generate;
@@ -20,6 +21,7 @@ mod progress;
 mod recommend;
 mod run;
 mod setup;
+mod shell;
 mod step;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -100,12 +102,13 @@ enum Command {
     Quantize(step::Quantize),
     Optimize(step::Optimize),
     Bench(measure::Bench),
-    Eval(measure::Eval),
+    Eval(evaluate::Args),
+    Generate(generate::Args),
     Compare(compare::Args),
     Jobs(jobs::Args),
     Baseline(baseline::Args),
     Device(device::Args),
-    Gen(generate::Args),
+    Gen(shell::Args),
 }
 
 /// What the workbench is opened with. The faces do not know each other, so `main` hands it over.
@@ -187,12 +190,13 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
         Some(Command::Quantize(args)) => step::quantize(&context, args),
         Some(Command::Optimize(args)) => step::optimize(&context, args),
         Some(Command::Bench(args)) => measure::bench(&context, args),
-        Some(Command::Eval(args)) => measure::eval(&context, args),
+        Some(Command::Eval(args)) => evaluate::run(&context, args),
+        Some(Command::Generate(args)) => generate::run(&context, args),
         Some(Command::Compare(args)) => compare::run(&context, args),
         Some(Command::Jobs(args)) => jobs::run(&context, args),
         Some(Command::Baseline(args)) => baseline::run(&context, args),
         Some(Command::Device(args)) => device::run(&context, args),
-        Some(Command::Gen(args)) => generate::run(&context, args, workbench.keys),
+        Some(Command::Gen(args)) => shell::run(&context, args, workbench.keys),
     }
 }
 

@@ -14,15 +14,20 @@ mod bytes;
 mod csv;
 mod digits;
 mod npy;
+mod npz;
+mod place;
 mod random;
 mod select;
 mod spec;
 mod texts;
 mod tokens;
 
+pub use npz::arrays;
+pub use place::located;
 pub use random::{InputShape, random_inputs};
 pub use spec::Spec;
 pub use texts::TextSet;
+pub(crate) use tokens::batch as token_batch;
 pub use tokens::{Padding, TokenSet};
 
 use crate::error::{Error, Result};
@@ -77,6 +82,7 @@ impl DataSet {
             "digits" => digits::read(&spec)?,
             "csv" => csv::read(&spec)?,
             "npy" => npy::read(&spec)?,
+            "npz" => npz::read(&spec)?,
             "bytes" => bytes::read(&spec)?,
             other => {
                 return Err(Error::usage("DATA-KIND", "unknown kind of data")

@@ -2,13 +2,15 @@
 //! intervals leave. Knows no job and no recipe.
 
 pub mod accuracy;
+pub mod generate;
 pub mod measure;
 pub mod measurement;
 pub mod noise;
 pub mod parity;
 pub mod stats;
+pub mod tasks;
 
 /// The kinds of work that a child process does for this room.
 pub fn handlers() -> Vec<crate::child::Handler> {
-    vec![measure::handler()]
+    vec![measure::handler(), tasks::handler(), generate::handler()]
 }

@@ -6,6 +6,7 @@ pub mod architecture;
 mod beneath;
 pub mod checkpoint;
 pub mod detect;
+pub mod generation;
 mod gguf;
 pub mod json;
 pub mod limits;

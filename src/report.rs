@@ -6,6 +6,7 @@
 mod comparison;
 mod csv;
 mod diff;
+mod evaluations;
 mod json;
 mod jsonl;
 mod markdown;

@@ -18,7 +18,7 @@ pub use locate::{Library, Origin, locate};
 pub use native::{MINIMUM_MINOR, Runtime};
 pub use probe::{Probe, ensure, probe, probe_within};
 pub use profile::{OpTime, read_profile};
-pub use session::{Dim, Optimization, Port, Prepared, Session, SessionOptions};
+pub use session::{Dim, Kept, Optimization, Port, Prepared, Session, SessionOptions};
 
 /// The kinds of work that a child process does for this room.
 pub fn handlers() -> Vec<crate::child::Handler> {

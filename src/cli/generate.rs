@@ -1,147 +1,141 @@
-//! `gen`: what belongs to an installation: completions, man pages, settings, schemas.
+//! `generate`: text from a causal language model, so that people can look at what it says.
 
-use super::{Cli, context::Context};
-use crate::error::{Error, Result};
-use crate::save;
-use clap::CommandFactory;
+use super::context::Context;
+use super::evaluate::threads;
+use super::progress::Progress;
+use crate::error::{Error, Kind, Result};
+use crate::evaluate::generate::{GenerateOptions, Generated, Sampling, Stop, generate};
+use crate::evaluate::tasks::Engine;
+use crate::report::{Format, Report};
+use crate::runtime;
+use crate::text::is_unsafe;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
-/// Write shell completions, man pages, a settings template, or the published schemas
+/// Let a language model go on from a prompt
+///
+/// Takes the most likely token each time, unless a temperature is given. Text goes to stdout as it comes.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  tinsmith generate smol.onnx --prompt 'Call me' --max-tokens 50\n  tinsmith generate smol.onnx --chat --prompt 'What is the capital of France?'\n  tinsmith generate smol.gguf --prompt 'Once' --temperature 0.8 --top-p 0.95 --seed 7"
+)]
 pub(super) struct Args {
-    #[command(subcommand)]
-    what: What,
+    /// ONNX file with tokenizer.json beside it, GGUF file, or directory with safetensors
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Text to go on from; with --chat a question
+    #[arg(long, short, value_name = "TEXT")]
+    prompt: String,
+    /// Spell the prompt out as a conversation, in the format that the model was trained on
+    #[arg(long)]
+    chat: bool,
+    /// System message of the conversation [default: the model's own]
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// Most tokens to write
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    max_tokens: usize,
+    /// Draw tokens at this temperature; 0 takes the most likely one
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f64,
+    /// Draw from the most likely tokens with this share of the probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f64,
+    /// Draw from so many most likely tokens; 0 is no limit
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Compute every token from the whole text, to check the cache
+    #[arg(long)]
+    no_cache: bool,
+    /// Tokenizer [default: tokenizer.json beside the model, or the one inside a GGUF file]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
 }
 
-#[derive(Debug, clap::Subcommand)]
-enum What {
-    /// Completions for a shell
-    #[command(
-        after_help = "Example:\n  tinsmith gen completions bash > ~/.local/share/bash-completion/completions/tinsmith"
-    )]
-    Completions {
-        /// Shell
-        shell: clap_complete::Shell,
-    },
-    /// The man page, or all pages into a directory
-    #[command(after_help = "Example:\n  tinsmith gen man --output ~/.local/share/man/man1")]
-    Man {
-        /// Write one page per command into this directory
-        #[arg(long, short, value_name = "DIR")]
-        output: Option<PathBuf>,
-    },
-    /// A settings file with every field and its default
-    #[command(after_help = "Example:\n  tinsmith gen config > ~/.config/tinsmith/config.toml")]
-    Config,
-    /// Keys and actions of the workbench, as Markdown
-    #[command(after_help = "Example:\n  tinsmith gen keys > keys.md")]
-    Keys,
-    /// A published JSON schema, or their names
-    #[command(after_help = "Example:\n  tinsmith gen schema recipe")]
-    Schema {
-        /// Name
-        name: Option<String>,
-    },
+pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    std::fs::metadata(&args.model).map_err(|e| Error::io("read the model", &args.model, e))?;
+    let fault = |field: &str, found: f64, limit: &str| {
+        Error::usage("GENERATE-OPTION", "this is no way to choose tokens")
+            .field(field)
+            .found(found)
+            .limit(limit)
+    };
+    if !(0.0..=100.0).contains(&args.temperature) {
+        return Err(fault("--temperature", args.temperature, "0 to 100").into());
+    }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        return Err(fault("--top-p", args.top_p, "more than 0, at most 1").into());
+    }
+    let progress = Progress::new(context);
+    let mut options = GenerateOptions::new(args.prompt, Engine::Executor);
+    let onnx = args.model.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
+    if onnx {
+        options.engine = Engine::OnnxRuntime(runtime::ensure(&context.paths, &progress)?.library);
+    }
+    options.chat = args.chat;
+    options.system = args.system;
+    options.max_tokens = args.max_tokens;
+    options.cache = !args.no_cache;
+    options.tokenizer = args.tokenizer;
+    options.threads = context.threads()?.unwrap_or_else(threads);
+    options.sampling =
+        Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: context.seed };
+    let streams = context.format == Format::Text;
+    let terminal = std::io::stdout().is_terminal();
+    let mut failed = None;
+    let generated = generate(&args.model, &options, &progress, &mut |piece| {
+        if streams && let Err(e) = context.write(&shown(piece, terminal)) {
+            failed = Some(e);
+            return Err(Error::storage("IO", "cannot write the text"));
+        }
+        Ok(())
+    });
+    drop(progress);
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    let generated = generated.map_err(|e| match e.kind() {
+        Kind::Stopped => Error::new(Kind::Interrupted, "INTERRUPTED", "interrupted"),
+        _ => e,
+    })?;
+    if streams {
+        context.write("\n")?;
+        context.note(&summary(&generated));
+        return Ok(());
+    }
+    context.print(&report(&generated)?)
 }
 
-pub(super) fn run(context: &Context, args: Args, keys: fn() -> String) -> anyhow::Result<()> {
-    match args.what {
-        What::Completions { shell } => {
-            let mut out = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "tinsmith", &mut out);
-            context.write(&String::from_utf8_lossy(&out))
-        }
-        What::Man { output: None } => {
-            let mut out = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut out)?;
-            context.write(&String::from_utf8_lossy(&out))
-        }
-        What::Man { output: Some(dir) } => {
-            std::fs::create_dir_all(&dir).map_err(|e| Error::io("create the directory", &dir, e))?;
-            let mut command = Cli::command();
-            command.build();
-            pages(&command, "tinsmith", &mut |name, page| save::bytes(&dir.join(format!("{name}.1")), page))?;
-            context.note(&format!("man pages are in {}", dir.display()));
-            Ok(())
-        }
-        What::Keys => context.write(&keys()),
-        What::Config => context.write(CONFIG),
-        What::Schema { name: None } => {
-            context.write(&SCHEMAS.iter().map(|(name, _)| format!("{name}\n")).collect::<String>())
-        }
-        What::Schema { name: Some(name) } => {
-            let schema = SCHEMAS.iter().find(|(n, _)| *n == name).ok_or_else(|| {
-                let names: Vec<_> = SCHEMAS.iter().map(|(n, _)| *n).collect();
-                Error::usage("SCHEMA", "no schema of this name").found(&name).limit(names.join(", "))
-            })?;
-            context.write(schema.1)
-        }
-    }
+/// Control characters that the model may write do not reach a terminal.
+fn shown(text: &str, terminal: bool) -> String {
+    let safe = |c: char| !terminal || matches!(c, '\n' | '\t') || !is_unsafe(c);
+    text.chars().map(|c| if safe(c) { c.to_string() } else { c.escape_unicode().to_string() }).collect()
 }
 
-fn pages(
-    command: &clap::Command,
-    name: &str,
-    write: &mut impl FnMut(&str, &[u8]) -> Result<()>,
-) -> anyhow::Result<()> {
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command.clone()).title(name.to_uppercase()).render(&mut page)?;
-    write(name, &page)?;
-    for sub in command.get_subcommands().filter(|s| !s.is_hide_set()) {
-        pages(sub, &format!("{name}-{}", sub.get_name()), write)?;
-    }
-    Ok(())
+fn summary(g: &Generated) -> String {
+    let decode = g.tokens_per_s.decode.map_or("-".into(), |d| format!("{d:.1}"));
+    let why = match g.stop {
+        Stop::End => "the model ended it",
+        Stop::MaxTokens => "as many as asked for",
+        Stop::Context => "the model is made for no more",
+    };
+    format!(
+        "{} tokens ({why}); prompt {} tokens at {:.1} tokens/s, text at {decode} tokens/s; {}{}",
+        g.tokens.len(),
+        g.prompt_tokens,
+        g.tokens_per_s.prefill,
+        g.engine,
+        if g.cache { "" } else { ", without cache" }
+    )
 }
 
-/// The settings file with every field.
-const CONFIG: &str = "\
-# Settings of tinsmith. Every field is optional; the values are the defaults.
-schema_version = 1
-
-# Jobs that may compute at the same time; measuring always runs alone.
-concurrent_jobs = 1
-
-# Colours of the workbench: auto, dark, light, mono.
-theme = \"auto\"
-
-# Keys of the workbench: action = \"key\"; `tinsmith gen keys` lists the actions.
-[keys]
-";
-
-/// The published schemas by name.
-pub(super) const SCHEMAS: &[(&str, &str)] = &[
-    ("comparison", include_str!("../../assets/schema/comparison.json")),
-    ("devices", include_str!("../../assets/schema/devices.json")),
-    ("diff", include_str!("../../assets/schema/diff.json")),
-    ("doctor", include_str!("../../assets/schema/doctor.json")),
-    ("error", include_str!("../../assets/schema/error.json")),
-    ("event", include_str!("../../assets/schema/event.json")),
-    ("jobs", include_str!("../../assets/schema/jobs.json")),
-    ("measurements", include_str!("../../assets/schema/measurements.json")),
-    ("proposals", include_str!("../../assets/schema/proposals.json")),
-    ("recipe", include_str!("../../assets/schema/recipe.json")),
-    ("summary", include_str!("../../assets/schema/summary.json")),
-];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Settings;
-
-    #[test]
-    fn the_settings_template_states_every_field_and_its_default() {
-        assert_eq!(toml::from_str::<Settings>(CONFIG).unwrap(), Settings::default());
-        let fields: toml::Table = toml::Table::try_from(Settings::default()).unwrap();
-        let stated: toml::Table = toml::from_str(CONFIG).unwrap();
-        assert_eq!(fields.keys().collect::<Vec<_>>(), stated.keys().collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn schemas_are_valid_and_refuse_unknown_versions() {
-        for (name, text) in SCHEMAS {
-            let schema: serde_json::Value = serde_json::from_str(text).unwrap();
-            assert_eq!(schema["title"].as_str(), Some(*name));
-            jsonschema::validator_for(&schema).unwrap();
-        }
-    }
+fn report(g: &Generated) -> Result<Report> {
+    Ok(Report::new(g)?.facts([
+        ("text", g.text.clone()),
+        ("tokens", g.tokens.len().to_string()),
+        ("prompt tokens", g.prompt_tokens.to_string()),
+        ("prefill tokens/s", format!("{:.1}", g.tokens_per_s.prefill)),
+        ("decode tokens/s", g.tokens_per_s.decode.map_or_else(String::new, |d| format!("{d:.1}"))),
+        ("engine", g.engine.clone()),
+    ]))
 }

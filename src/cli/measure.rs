@@ -1,4 +1,4 @@
-//! `bench` and `eval`: model files measured by a job, interleaved.
+//! `bench`, and `eval` on labelled numbers: model files measured by a job, interleaved.
 
 use super::context::Context;
 use super::follow;
@@ -65,26 +65,18 @@ pub(super) struct Bench {
     sampling: SamplingArgs,
 }
 
-/// Measure quality, latency and memory of models on labelled data
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  tinsmith eval model.onnx --data digits:test")]
-pub(super) struct Eval {
-    /// Models
-    #[arg(required = true, value_name = "MODEL")]
-    models: Vec<String>,
-    /// Data, such as digits:test or csv:FILE?label=last
-    #[arg(long, value_name = "DATA")]
-    data: String,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-}
-
 pub(super) fn bench(context: &Context, args: Bench) -> anyhow::Result<()> {
     finish(context, &measure(context, &args.models, None, &args.sampling)?)
 }
 
-pub(super) fn eval(context: &Context, args: Eval) -> anyhow::Result<()> {
-    finish(context, &measure(context, &args.models, Some(args.data), &args.sampling)?)
+/// Quality, latency and memory of models on labelled data.
+pub(super) fn accuracy(
+    context: &Context,
+    models: &[String],
+    data: String,
+    sampling: &SamplingArgs,
+) -> anyhow::Result<()> {
+    finish(context, &measure(context, models, Some(data), sampling)?)
 }
 
 /// Shows the figures; fails where nothing could be measured.

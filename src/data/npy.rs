@@ -33,7 +33,11 @@ fn entry<'a>(header: &'a str, key: &str) -> Option<&'a str> {
 
 /// Reads one array.
 pub(super) fn array(path: &Path) -> Result<Tensor> {
-    let bytes = csv::content(path)?;
+    parse(&csv::content(path)?, path)
+}
+
+/// One array from the bytes of a `.npy` file; `path` is for messages.
+pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Tensor> {
     let wrong =
         |what: &str| Error::invalid("DATA-NPY", what.to_string()).file(path).hint("write it with numpy.save");
     let magic = bytes.strip_prefix(b"\x93NUMPY").ok_or_else(|| wrong("this is no .npy file"))?;
@@ -69,19 +73,24 @@ pub(super) fn array(path: &Path) -> Result<Tensor> {
 pub(super) fn read(spec: &Spec) -> Result<Rows> {
     let labels: Option<PathBuf> = spec.option("labels")?;
     spec.finish()?;
-    let input = array(&spec.path())?;
-    if input.shape().is_empty() {
-        return Err(Error::invalid("DATA-NPY", "the array has no sample axis").file(spec.path()));
-    }
+    let labels = labels.map(|path| array(&path)).transpose()?;
+    rows(array(&spec.path())?, labels, &spec.path())
+}
+
+/// An array as rows along its first axis, with class indices from another.
+pub(super) fn rows(input: Tensor, labels: Option<Tensor>, path: &Path) -> Result<Rows> {
+    let Some(count) = input.shape().first().copied() else {
+        return Err(Error::invalid("DATA-NPY", "the array has no sample axis").file(path));
+    };
     let labels = match labels {
         None => vec![],
-        Some(path) => {
-            let found = array(&path)?.to_i64s()?;
-            if found.len() != input.shape()[0] {
+        Some(labels) => {
+            let found = labels.to_i64s()?;
+            if found.len() != count {
                 return Err(Error::invalid("DATA-LABEL", "labels do not match the rows")
                     .file(path)
                     .found(found.len())
-                    .limit(input.shape()[0]));
+                    .limit(count));
             }
             let all: Option<Vec<usize>> = found.iter().map(|l| usize::try_from(*l).ok()).collect();
             all.ok_or_else(|| Error::invalid("DATA-LABEL", "a label is a class index").file(path))?

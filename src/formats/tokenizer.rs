@@ -241,6 +241,21 @@ impl Tokenizer {
         self.engine.id_to_token(id)
     }
 
+    /// Bytes of text that a token stands for: of a byte-level token those that its characters spell, of
+    /// a SentencePiece token with the space sign as one byte, of a word piece without its mark.
+    pub fn token_bytes(&self, id: u32) -> usize {
+        let Some(token) = self.token(id) else { return 0 };
+        let byte_level = self.definition.decoder.as_ref().is_some_and(|d| d["type"] == "ByteLevel");
+        let added = self.engine.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
+        match () {
+            () if added => token.len(),
+            () if byte_level => token.chars().count(),
+            () if token.len() == 6 && token.starts_with("<0x") => 1,
+            () if self.kind() == "WordPiece" => token.strip_prefix("##").unwrap_or(&token).len(),
+            () => token.replace(gguf::SPACE, " ").len(),
+        }
+    }
+
     /// Ids of the special tokens.
     pub fn special(&self) -> &Special {
         &self.special

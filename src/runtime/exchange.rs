@@ -127,3 +127,31 @@ pub fn from_native(value: &DynValue) -> Result<Tensor> {
         other => Err(unsupported(format!("{other:?}"))),
     }
 }
+
+/// The last row of a tensor `[1, rows, width]` of floats, without a copy of the others.
+pub fn last_row(value: &DynValue) -> Result<Vec<f32>> {
+    fn last<'a, T>(shape: &Shape, data: &'a [T]) -> Result<&'a [T]> {
+        match *shape_of(shape) {
+            [1, rows, width] if rows > 0 && width > 0 => Ok(&data[(rows - 1) * width..rows * width]),
+            ref other => Err(Error::invalid("ORT-ROWS", "the output is not one row for each token")
+                .found(format!("{other:?}"))
+                .limit("[1, tokens, width]")),
+        }
+    }
+    macro_rules! take {
+        ($t:ty, $to:expr) => {{
+            let (shape, data) =
+                value.try_extract_tensor::<$t>().map_err(|e| super::session::fault(&e, "read an output"))?;
+            Ok(last(shape, data)?.iter().map($to).collect())
+        }};
+    }
+    let ValueType::Tensor { ty, .. } = value.dtype() else {
+        return Err(unsupported(format!("{:?}", value.dtype())));
+    };
+    match ty {
+        TensorElementType::Float32 => take!(f32, |v| *v),
+        TensorElementType::Float16 => take!(half::f16, |v| v.to_f32()),
+        TensorElementType::Bfloat16 => take!(half::bf16, |v| v.to_f32()),
+        other => Err(unsupported(format!("{other:?}"))),
+    }
+}

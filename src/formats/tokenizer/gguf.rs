@@ -16,7 +16,7 @@ const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
 
 /// The sign for a space in SentencePiece vocabularies.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
