@@ -115,6 +115,18 @@ pub fn checkpoint(path: &Path, limits: &Limits) -> Result<Checkpoint> {
     weights::open(path, limits)
 }
 
+/// Whether a path holds weights without a graph, judged by content; only the first bytes are read.
+///
+/// # Errors
+/// Storage errors, and `Invalid` for what is no regular file.
+pub fn is_checkpoint(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(true);
+    }
+    let checkpoints = [Content::Safetensors, Content::Gguf, Content::Other(detect::Other::Json)];
+    Ok(checkpoints.contains(&content(&*open(path)?)?))
+}
+
 /// The graph of a checkpoint.
 fn built(checkpoint: &Checkpoint, options: &architecture::Options) -> Result<Opened> {
     let built = architecture::build(checkpoint, options)?;
