@@ -6,6 +6,8 @@ use crate::analysis::{self, Options, Summary};
 use crate::error::{Error, Kind, Result};
 use crate::evaluate::measure::{Facts, MeasureOptions, VariantSpec, compare_variants};
 use crate::jobs::request::{Sampling, Subject};
+use crate::export;
+use crate::formats;
 use crate::monitor::{Level, Monitor};
 use crate::runtime::{self, Library};
 use std::collections::BTreeMap;
@@ -26,7 +28,16 @@ impl Work for Measure {
         }
         let probe = runtime::ensure(ctx.paths, ctx.monitor)?;
         let Measure { models, threads, data, sampling } = self;
-        let data = data.as_deref();
+        let mut ready = models.clone();
+        for model in &mut ready {
+            let path = ctx.info.directory.join(&model.path);
+            // What is wrong with a file is told of where it is looked at.
+            if formats::is_checkpoint(&path).unwrap_or(false) {
+                let file = export::ready(&path, ctx.paths, ctx.monitor)?;
+                model.path = file.to_string_lossy().into_owned();
+            }
+        }
+        let (models, data) = (ready.as_slice(), data.as_deref());
         interleaved(ctx, &probe.library, &Interleaved { models, threads, data, sampling })
     }
 }

@@ -10,10 +10,12 @@ use super::measure::{self, Interleaved};
 use super::{Activity, Context, Work};
 use crate::data::DataSet;
 use crate::error::{Error, Kind, Result};
+use crate::export;
 use crate::formats::{self, SaveOptions};
 use crate::graph::Graph;
 use crate::jobs::request::{Request, Sampling, Subject};
 use crate::monitor::{Level, Monitor};
+use crate::passes::lower::{Target, lower};
 use crate::passes::{self, Ctx, Feed, PassReport, Sink};
 use crate::plan::{Recipe, Step};
 use crate::save;
@@ -49,6 +51,7 @@ impl Work for Run {
         let model = ctx.info.directory.join(&recipe.model);
         ctx.monitor.phase("read the model", None);
         let source = formats::load(&model)?;
+        let checkpoint = source.facts.format != "onnx";
         let calibration = match &recipe.data.calibration {
             Some(spec) => Some(Calibration::open(spec, &source.graph).map_err(|e| e.file(&model))?),
             None => None,
@@ -84,6 +87,12 @@ impl Work for Run {
             graph = formats::load(&dir.join(MODEL))?.graph;
             saved = Some(dir);
         }
+        if checkpoint {
+            // Steps see the operators of the checkpoint whole; a variant is for a runtime.
+            let (lowered, report) = lower(&graph, Target::Ort).map_err(|e| e.file(&model))?;
+            save::json(&ctx.job.dir.join("artifacts/lower.report.json"), &report)?;
+            (graph, saved) = (lowered, None);
+        }
         let artifact = publish(ctx, recipe, &graph, saved.as_deref())?;
         drop(graph);
         if recipe.measure {
@@ -114,7 +123,8 @@ impl Run {
             path: path.to_string_lossy().into_owned(),
             exact,
         };
-        let models = [subject("original", model, false), subject(&recipe.name, artifact, exact)];
+        let original = export::ready(model, ctx.paths, ctx.monitor)?;
+        let models = [subject("original", &original, false), subject(&recipe.name, artifact, exact)];
         measure::interleaved(
             ctx,
             &probe.library,
