@@ -4,9 +4,12 @@
 //! loads native code. Knows no job and no face.
 
 mod beside;
+mod cache;
 pub mod check;
 mod half;
 
+pub use beside::companions;
+pub use cache::ready;
 pub use check::{Check, Divergence, Verdict};
 
 use crate::child::{self, Handler, Limits as ChildLimits, Link};
@@ -153,7 +156,7 @@ pub fn write(plan: &Plan, output: &Path, monitor: &dyn Monitor) -> Result<Export
         std::fs::create_dir_all(parent).map_err(|e| Error::io("create the directory", parent, e))?;
     }
     let saved = formats::save(&graph, output)?;
-    let beside = beside::write(plan, format, output, &mut warnings)?;
+    let beside = companions(&plan.model, format, output, &mut warnings)?;
     warnings.iter().for_each(|w| monitor.log(Level::Warning, w));
     let mut operators = BTreeMap::new();
     graph.nodes().iter().for_each(|n| *operators.entry(n.operator_name()).or_insert(0) += 1);

@@ -5,6 +5,7 @@ use super::follow::{self, Followed};
 use super::goal::{DataArgs, GoalArgs};
 use crate::compare::{self, Comparison, DEFAULT_MARGIN};
 use crate::error::{Error, Result};
+use crate::export;
 use crate::formats;
 use crate::jobs::Request;
 use crate::plan::{Goal, Recipe};
@@ -128,6 +129,7 @@ pub(super) fn detached(job: &crate::jobs::JobHandle) -> Result<Report> {
 /// Puts an artefact where it was asked for, all or nothing. External data goes along.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     let opened = formats::load(from)?;
+    export::companions(from, opened.facts.format, to, &mut Vec::new())?;
     if !opened.facts.external.is_empty() {
         return formats::save(&opened.graph, to).map(drop);
     }

@@ -2,7 +2,6 @@
 //! configuration of the checkpoint. Those of a GGUF file are written from its metadata. A file that is
 //! there already and says something else is left alone.
 
-use super::Plan;
 use crate::error::{Error, Result};
 use crate::formats::tokenizer::Tokenizer;
 use crate::formats::{self, Limits};
@@ -21,9 +20,10 @@ const FILES: &[&str] = &[
 /// Largest file that is copied.
 const LARGEST: u64 = 256 << 20;
 
-/// Writes what the model has into the directory of `output` and returns the paths.
-pub(super) fn write(
-    plan: &Plan,
+/// Writes what the model, a file or directory of this format, has beside it into the directory of `output`
+/// and returns the paths.
+pub fn companions(
+    model: &Path,
     format: &str,
     output: &Path,
     warnings: &mut Vec<String>,
@@ -33,10 +33,10 @@ pub(super) fn write(
         parent.unwrap_or(Path::new(".")).to_path_buf()
     };
     let to = directory(output);
-    let from = if plan.model.is_dir() { plan.model.clone() } else { directory(&plan.model) };
+    let from = if model.is_dir() { model.to_path_buf() } else { directory(model) };
     let mut written = vec![];
     if format == "gguf" {
-        if let Err(e) = from_metadata(&plan.model, &to, &mut written, warnings) {
+        if let Err(e) = from_metadata(model, &to, &mut written, warnings) {
             if save::is_disk_full(&e) {
                 return Err(e);
             }

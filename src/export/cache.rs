@@ -72,7 +72,14 @@ fn key(model: &Path) -> Result<String> {
     }
     for path in seen {
         if let Ok(m) = fs::metadata(&path) {
-            text.push_str(&format!("{} {} {}.{} {}\n", path.display(), m.len(), m.mtime(), m.mtime_nsec(), m.ino()));
+            text.push_str(&format!(
+                "{} {} {}.{} {}\n",
+                path.display(),
+                m.len(),
+                m.mtime(),
+                m.mtime_nsec(),
+                m.ino()
+            ));
         }
     }
     Ok(save::sha256(text.as_bytes()).chars().take(32).collect())
@@ -94,7 +101,9 @@ fn forget(parent: &Path, newest: &str) {
     let mut found: Vec<_> = entries
         .flatten()
         .map(|e| e.path())
-        .filter(|p| p.is_dir() && p.file_name().is_some_and(|n| n != newest && !n.to_string_lossy().starts_with('.')))
+        .filter(|p| {
+            p.is_dir() && p.file_name().is_some_and(|n| n != newest && !n.to_string_lossy().starts_with('.'))
+        })
         .map(|p| (used(&p), p))
         .collect();
     found.sort();

@@ -51,7 +51,7 @@ impl Work for Run {
         let model = ctx.info.directory.join(&recipe.model);
         ctx.monitor.phase("read the model", None);
         let source = formats::load(&model)?;
-        let checkpoint = source.facts.format != "onnx";
+        let format = source.facts.format;
         let calibration = match &recipe.data.calibration {
             Some(spec) => Some(Calibration::open(spec, &source.graph).map_err(|e| e.file(&model))?),
             None => None,
@@ -87,13 +87,16 @@ impl Work for Run {
             graph = formats::load(&dir.join(MODEL))?.graph;
             saved = Some(dir);
         }
-        if checkpoint {
+        if format != "onnx" {
             // Steps see the operators of the checkpoint whole; a variant is for a runtime.
             let (lowered, report) = lower(&graph, Target::Ort).map_err(|e| e.file(&model))?;
             save::json(&ctx.job.dir.join("artifacts/lower.report.json"), &report)?;
             (graph, saved) = (lowered, None);
         }
         let artifact = publish(ctx, recipe, &graph, saved.as_deref())?;
+        let mut notes = Vec::new();
+        export::companions(&model, format, &artifact, &mut notes)?;
+        notes.iter().for_each(|n| ctx.monitor.log(Level::Warning, n));
         drop(graph);
         if recipe.measure {
             self.measure(ctx, &model, &artifact)?;
