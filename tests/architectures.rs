@@ -101,6 +101,27 @@ impl Fixture {
         Some(checkpoint)
     }
 
+    /// Writes the model as a directory of a checkpoint.
+    pub(crate) fn write(&self, directory: &Path) {
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for (name, tensor) in self.weights() {
+            let from = data.len();
+            tensor.write_raw(&mut data).unwrap();
+            let entry = serde_json::json!({
+                "dtype": "F32", "shape": tensor.shape(), "data_offsets": [from, data.len()],
+            });
+            header.insert(name, entry);
+        }
+        let mut header = serde_json::to_vec(&header).unwrap();
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header);
+        file.extend(data);
+        std::fs::create_dir_all(directory).unwrap();
+        std::fs::write(directory.join("model.safetensors"), file).unwrap();
+        std::fs::write(directory.join("config.json"), serde_json::to_vec(&self.config()).unwrap()).unwrap();
+    }
+
     fn checkpoint(&self) -> Checkpoint {
         let stored = self.weights().into_iter().map(|(name, tensor)| Stored {
             name,
@@ -343,5 +364,37 @@ fn configurations_that_contradict_the_weights_are_refused_by_name() {
     ];
     for (change, exit, code, field) in cases {
         assert_eq!(with(change), (*exit, *code, (*field).to_string()));
+    }
+}
+
+#[test]
+fn checkpoints_are_measured_and_made_smaller_like_any_model() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["llama", "bert"] {
+        let model = dir.path().join(name);
+        Fixture::load(name).write(&model);
+        let run = |arguments: &[&str]| {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tinsmith"));
+            command.arg("--home").arg(dir.path().join("home")).args(["--quiet", "--format", "json"]);
+            command.env("TINSMITH_ORT_DYLIB", crate::cache::library().path);
+            let out = command.args(arguments).output().unwrap();
+            assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+            serde_json::from_slice::<Value>(&out.stdout).unwrap()
+        };
+        let model = model.to_str().unwrap();
+        let small = dir.path().join(format!("{name}.onnx"));
+        let small = small.to_str().unwrap();
+        run(&["quantize", model, "--scheme", "dynamic-int8", "-o", small]);
+        assert!(Path::new(small).with_file_name("config.json").exists());
+        let rows = run(&["bench", model, small, "--seconds", "0.05", "--rounds", "2"]);
+        let rows = rows["measurements"].as_array().unwrap().clone();
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        for row in &rows {
+            assert_eq!(row["failures"], serde_json::json!([]), "{name}: {row}");
+            assert!(row["latency_ms"]["p50"].as_f64().unwrap() > 0.0);
+        }
+        assert!(rows[1]["weight_bytes"].as_u64() < rows[0]["weight_bytes"].as_u64(), "{name}");
+        let kept = std::fs::read_dir(dir.path().join("home/cache/exports")).unwrap();
+        assert!(kept.count() >= 1);
     }
 }

@@ -19,7 +19,7 @@ pub struct InputShape {
 /// Most elements of one random input.
 const LIMIT: usize = 1 << 30;
 
-/// One tensor for each input: floats uniform in [-1, 1), integers in 0..100 (small enough for any
+/// One tensor for each input: floats uniform in [-1, 1), integers in 0..32 (small enough for any
 /// vocabulary), ones where the name says mask, zeros where it says type or segment.
 pub fn random_inputs(inputs: &[InputShape], seed: u64) -> Result<Vec<(String, Tensor)>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -40,7 +40,7 @@ pub fn random_inputs(inputs: &[InputShape], seed: u64) -> Result<Vec<(String, Te
             } else if name.contains("type") || name.contains("segment") {
                 vec![0.0; count]
             } else {
-                (0..count).map(|_| rng.random_range(0..100) as f32).collect()
+                (0..count).map(|_| rng.random_range(0..32) as f32).collect()
             };
             let data = cast(&Data::F32(values), DType::F32, input.dtype)
                 .map_err(|e| e.field(format!("input \"{}\"", input.name)))?;
