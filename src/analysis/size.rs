@@ -1,5 +1,6 @@
 //! Sizes that an inspection binds where the model leaves a dimension open.
 
+use crate::formats::architecture::keys;
 use crate::graph::{Graph, Type, ValueId};
 use crate::ops::Dim;
 use std::collections::{BTreeMap, HashSet};
@@ -36,11 +37,14 @@ pub(super) fn name_open_dimensions(graph: &Graph) -> Option<Graph> {
 
 /// A size for every symbol of the graph's inputs: what the caller gives, else `batch` for the first
 /// axis, none for tokens in a cache, an image size for the last two of four axes, and a sequence length
-/// elsewhere.
+/// elsewhere, at most what a built graph says that it serves.
 pub(super) fn bindings(graph: &Graph, given: &BTreeMap<String, i64>, batch: i64) -> Vec<(String, i64)> {
     let mut bound: Vec<(String, i64)> = Vec::new();
     let mut seen = HashSet::new();
     let mut cached = HashSet::new();
+    let stated = graph.header().metadata.iter().find(|(key, _)| key == keys::CONTEXT);
+    let context = stated.and_then(|(_, n)| n.parse::<i64>().ok()).filter(|n| *n > 0);
+    let sequence = context.map_or(SEQUENCE, |n| n.min(SEQUENCE));
     for v in graph.required_inputs().filter(|v| graph.value_name(*v).starts_with("past")) {
         if let Some(Type::Tensor { shape: Some(shape), .. }) = &graph.value(v).ty
             && let [_, _, tokens, _] = shape.as_slice()
@@ -64,7 +68,7 @@ pub(super) fn bindings(graph: &Graph, given: &BTreeMap<String, i64>, batch: i64)
                     None if cached.contains(symbol) => 0,
                     None if shape.len() == 4 && axis >= 2 => IMAGE,
                     None if shape.len() == 4 => 3,
-                    None => SEQUENCE,
+                    None => sequence,
                 };
                 bound.push((symbol.to_string(), size));
             });

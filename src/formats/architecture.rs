@@ -52,7 +52,7 @@ pub struct Built {
 pub mod keys {
     /// Family: `llama`, `bert`.
     pub const ARCHITECTURE: &str = "tinsmith.architecture";
-    /// Positions that a decoder serves.
+    /// Most tokens that a text model serves.
     pub const CONTEXT: &str = "tinsmith.context";
 }
 
@@ -160,6 +160,7 @@ fn finish_encoder(
 ) -> Result<Built> {
     let mut net = Net::new(name, weights);
     encoder.build(&mut net)?;
+    net.edit.set_metadata(keys::CONTEXT, &encoder.context().to_string());
     finish(net, name, warnings)
 }
 

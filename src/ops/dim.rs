@@ -51,6 +51,32 @@ impl Dim {
     pub fn symbol(name: &str) -> Dim {
         Dim::atom(Atom::Symbol(name.into()))
     }
+    /// The dimension that a text spells: sums of products of names and numbers as they print, such as
+    /// `past + seq`. Any other text is the name of one symbol.
+    pub fn parse(text: &str) -> Dim {
+        let name = |s: &str| !s.is_empty() && !s.contains(|c: char| c.is_whitespace() || "()*/+".contains(c));
+        let product = |text: &str| -> Option<Dim> {
+            let factors = text.split('*').map(|f| match f.parse::<i64>() {
+                Ok(n) => Some(Dim::from(n)),
+                Err(_) => name(f).then(|| Dim::symbol(f)),
+            });
+            factors.collect::<Option<Vec<Dim>>>().map(|f| Dim::product(&f))
+        };
+        let sum = || -> Option<Dim> {
+            let mut words = text.split(' ');
+            let mut total = product(words.next()?)?;
+            while let Some(sign) = words.next() {
+                let term = product(words.next()?)?;
+                total = match sign {
+                    "+" => total + term,
+                    "-" => total - term,
+                    _ => return None,
+                };
+            }
+            Some(total)
+        };
+        sum().unwrap_or_else(|| Dim::symbol(text))
+    }
     /// A fresh size about which nothing is known; it equals only its own copies.
     pub fn unknown() -> Dim {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -235,6 +261,19 @@ impl fmt::Debug for Dim {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_printed_dimension_is_read_back_and_other_texts_are_names() {
+        for text in ["batch", "past + seq", "batch*seq - 1", "2*n + 3", "x.0", "batch-size", "7"] {
+            assert_eq!(Dim::parse(text).to_string(), text);
+        }
+        let sum = Dim::parse("seq + past");
+        assert_eq!(sum, Dim::symbol("past") + Dim::symbol("seq"));
+        for text in ["past + ", "a  b", "floor((a)/(2))", "a +b", "some size"] {
+            assert_eq!(Dim::parse(text).as_symbol(), Some(text));
+        }
+        assert_eq!(Dim::parse("2*").as_symbol(), Some("2*"));
+    }
 
     #[test]
     fn polynomials_are_canonical() {

@@ -54,6 +54,11 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
+    /// Most tokens that fit into the table of positions.
+    pub(super) fn context(&self) -> usize {
+        self.positions.saturating_sub(self.position_offset.map_or(0, |p| p + 1))
+    }
+
     fn norm(&self) -> Norm {
         Norm::Layer { eps: self.eps }
     }

@@ -123,7 +123,7 @@ pub(super) fn to_type(proto: &TypeProto) -> (Option<Type>, bool) {
                         Dim::unknown()
                     }
                     // A question mark is no name: two of them need not be the same size.
-                    Some(DimValue::DimParam(s)) if !s.is_empty() && s != "?" => Dim::symbol(s),
+                    Some(DimValue::DimParam(s)) if !s.is_empty() && s != "?" => Dim::parse(s),
                     _ => Dim::unknown(),
                 };
                 let shape = t.shape.as_ref().map(|s| s.dim.iter().map(dim).collect());
