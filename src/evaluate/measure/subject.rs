@@ -207,6 +207,12 @@ fn bind(
             .found(unknown)
             .limit(names.join(", ")));
     }
+    let open = |port: &Port| {
+        Error::usage("MEASURE-SHAPE", "a dimension of an input varies and has no size")
+            .field(port.name.as_str())
+            .found(port.to_string())
+            .hint(format!("state the shape, such as {}:1,3,48,192", port.name))
+    };
     let bound = |port: &Port| {
         if let Some(shape) = shapes.get(&port.name) {
             let fits = shape.len() == port.dims.len()
@@ -219,14 +225,18 @@ fn bind(
             }
             return Ok(InputShape { name: port.name.clone(), dtype: port.dtype, shape: shape.clone() });
         }
+        // A name may be a sum, such as `past + seq`.
+        let known = |name: &str| {
+            let of = |symbol: &str| dimensions.get(symbol).and_then(|n| i64::try_from(*n).ok());
+            let size = of(name).or_else(|| crate::ops::Dim::parse(name).eval(&of))?;
+            usize::try_from(size).ok()
+        };
         let size = |(axis, dim): (usize, &Dim)| match dim {
             Dim::Fixed(n) => Ok(*n),
-            Dim::Symbol(name) if dimensions.contains_key(name) => Ok(dimensions[name]),
+            Dim::Symbol(name) if axis > 0 => known(name).ok_or_else(|| open(port)),
+            Dim::Symbol(name) => Ok(known(name).unwrap_or(1)),
             _ if axis == 0 => Ok(1),
-            _ => Err(Error::usage("MEASURE-SHAPE", "a dimension of an input varies and has no size")
-                .field(port.name.as_str())
-                .found(port.to_string())
-                .hint(format!("state the shape, such as {}:1,3,48,192", port.name))),
+            _ => Err(open(port)),
         };
         let shape = port.dims.iter().enumerate().map(size).collect::<Result<Vec<usize>>>()?;
         Ok(InputShape { name: port.name.clone(), dtype: port.dtype, shape })

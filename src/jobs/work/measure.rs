@@ -9,6 +9,7 @@ use crate::export;
 use crate::formats;
 use crate::jobs::request::{Sampling, Subject};
 use crate::monitor::{Level, Monitor};
+use crate::ops::Dim;
 use crate::runtime::{self, Library};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -139,7 +140,7 @@ fn shapes(summaries: &[Summary]) -> (BTreeMap<String, Vec<usize>>, Vec<String>) 
         let bound = |symbol: &str| first.bindings.iter().find(|(s, _)| s == symbol).map(|(_, n)| *n);
         let size = |(axis, dim): (usize, &String)| {
             let open = format!("{}.{axis}", input.name);
-            let size = dim.parse().ok().or_else(|| bound(dim)).or_else(|| bound(&open))?;
+            let size = bound(dim).or_else(|| Dim::parse(dim).eval(&bound)).or_else(|| bound(&open))?;
             usize::try_from(size).ok()
         };
         let Some(shape) = dims.iter().enumerate().map(size).collect::<Option<Vec<usize>>>() else { continue };
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
     use crate::analysis::ValueInfo;
     use crate::graph::{Edit, Type};
-    use crate::ops::{Attributes, Dim};
+    use crate::ops::Attributes;
     use crate::tensor::DType;
 
     fn summary(dims: &[Dim]) -> Summary {
