@@ -6,6 +6,8 @@ mod targets;
 
 use crate::checkpoint::files::{Gguf, array, safetensors, string, vectors};
 use crate::protobuf::{Msg, model, node, tensor, tensor_f32, value};
+use rand_chacha::ChaCha8Rng;
+use rand::{Rng, SeedableRng};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -28,6 +30,71 @@ fn the_corpus_does_no_harm() {
         }
         assert!(inputs >= 3, "{target} has a corpus");
     }
+}
+
+/// A few damaged copies of every seed, the same in each run; `FUZZ_ROUNDS` makes more of them.
+#[test]
+fn damaged_seeds_do_no_harm() {
+    let rounds = std::env::var("FUZZ_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
+    for (target, run) in targets::TARGETS {
+        let seeds: Vec<Vec<u8>> =
+            seeds().into_iter().filter(|(t, ..)| t == target).map(|(.., bytes)| bytes).collect();
+        let mut slowest = Duration::ZERO;
+        for round in 0..rounds {
+            let mut random = ChaCha8Rng::seed_from_u64(round);
+            for seed in &seeds {
+                let damaged = damage(seed.clone(), &seeds, &mut random);
+                let start = Instant::now();
+                let result = std::panic::catch_unwind(|| run(&damaged));
+                if result.is_err() {
+                    let path = std::env::temp_dir().join(format!("{target}-{round}"));
+                    fs::write(&path, &damaged).unwrap();
+                    panic!("{target}, round {round}: the input is in {path:?}");
+                }
+                slowest = slowest.max(start.elapsed());
+            }
+        }
+        println!("{target}: {} inputs, slowest {slowest:?}", rounds as usize * seeds.len());
+        assert!(slowest < Duration::from_secs(10), "{target} took {slowest:?}");
+    }
+}
+
+/// Changes a few places: bits, numbers that lie at borders, pieces cut out, doubled or taken from others.
+fn damage(mut bytes: Vec<u8>, others: &[Vec<u8>], random: &mut ChaCha8Rng) -> Vec<u8> {
+    const BORDERS: [u64; 10] = [0, 1, 2, 0x7f, 0xff, 0x7fff_ffff, 0xffff_ffff, 1 << 32, 1 << 62, u64::MAX];
+    for _ in 0..random.random_range(1..5) {
+        if bytes.is_empty() {
+            return bytes;
+        }
+        let at = random.random_range(0..bytes.len());
+        let end = (at + random.random_range(1..24)).min(bytes.len());
+        match random.random_range(0..7) {
+            0 => bytes[at] ^= 1 << random.random_range(0..8),
+            1 => bytes[at] = random.random(),
+            2 => {
+                let border = BORDERS[random.random_range(0..BORDERS.len())].to_le_bytes();
+                let width = [1, 2, 4, 8][random.random_range(0..4)].min(bytes.len() - at);
+                bytes[at..at + width].copy_from_slice(&border[..width]);
+            }
+            3 => drop(bytes.drain(at..end)),
+            4 => {
+                let piece = bytes[at..end].to_vec();
+                bytes.splice(at..at, piece);
+            }
+            5 => {
+                let other = &others[random.random_range(0..others.len())];
+                let from = random.random_range(0..other.len().max(1));
+                let piece = other[from..(from + 16).min(other.len())].to_vec();
+                bytes.splice(at..end, piece);
+            }
+            // A digit of a text, which is how JSON has its numbers.
+            _ => match bytes.iter().skip(at).position(u8::is_ascii_digit) {
+                Some(i) => bytes[at + i] = b"0123456789-.e"[random.random_range(0..13)],
+                None => bytes.truncate(at),
+            },
+        }
+    }
+    bytes
 }
 
 #[test]
