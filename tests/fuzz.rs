@@ -6,8 +6,8 @@ mod targets;
 
 use crate::checkpoint::files::{Gguf, array, safetensors, string, vectors};
 use crate::protobuf::{Msg, model, node, tensor, tensor_f32, value};
-use rand_chacha::ChaCha8Rng;
 use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
