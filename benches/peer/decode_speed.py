@@ -24,7 +24,7 @@ def peer(model, ids):
 
 def ours(program, onnx, threads, text):
     out = subprocess.run([program, "--threads", str(threads), "--format", "json", "generate", onnx, "--prompt", text,
-                          "--max-tokens", str(TOKENS), "--ignore-eos"], capture_output=True, text=True, check=True).stdout
+                          "--max-tokens", str(TOKENS)], capture_output=True, text=True, check=True).stdout
     rates = json.loads(out)["tokens_per_s"]
     return rates["prefill"], rates["decode"]
 

@@ -7,6 +7,7 @@ use super::progress::Progress;
 use crate::data::{TextSet, located};
 use crate::error::{Error, Kind, Result};
 use crate::evaluate::tasks::{Engine, Evaluation, Task, TaskOptions, evaluate};
+use crate::export;
 use crate::runtime;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -115,12 +116,22 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     if args.on.engine == EngineName::Onnxruntime {
         options.engine = Engine::OnnxRuntime(runtime::ensure(&context.paths, &progress)?.library);
     }
+    // ONNX Runtime takes checkpoints as exports; the executor reads them as they are.
+    let ready = |model: &Path| -> Result<PathBuf> {
+        std::fs::metadata(model).map_err(|e| Error::io("read the model", model, e))?;
+        match args.on.engine {
+            EngineName::Onnxruntime => export::ready(model, &context.paths, &progress),
+            EngineName::Executor => Ok(model.to_path_buf()),
+        }
+    };
+    options.reference = options.reference.as_deref().map(ready).transpose()?;
     let evaluated = args
         .models
         .iter()
         .map(|model| {
-            std::fs::metadata(model).map_err(|e| Error::io("read the model", model, e))?;
-            evaluate(Path::new(model), &options, &progress).map_err(interrupted)
+            let mut found = evaluate(&ready(Path::new(model))?, &options, &progress).map_err(interrupted)?;
+            found.model.path = PathBuf::from(model);
+            Ok(found)
         })
         .collect::<Result<Vec<Evaluation>>>()?;
     drop(progress);

@@ -6,6 +6,9 @@ use super::progress::Progress;
 use crate::error::{Error, Kind, Result};
 use crate::evaluate::generate::{GenerateOptions, Generated, Sampling, Stop, generate};
 use crate::evaluate::tasks::Engine;
+use crate::export;
+use crate::formats;
+use crate::monitor::{Level, Monitor};
 use crate::report::{Format, Report};
 use crate::runtime;
 use crate::text::is_unsafe;
@@ -68,9 +71,18 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     }
     let progress = Progress::new(context);
     let mut options = GenerateOptions::new(args.prompt, Engine::Executor);
-    let onnx = args.model.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
-    if onnx {
-        options.engine = Engine::OnnxRuntime(runtime::ensure(&context.paths, &progress)?.library);
+    // A checkpoint is exported once; without a runtime the executor reads it as it is.
+    let checkpoint = formats::is_checkpoint(&args.model)?;
+    let mut model = args.model;
+    match runtime::ensure(&context.paths, &progress) {
+        Ok(probe) => {
+            model = export::ready(&model, &context.paths, &progress)?;
+            options.engine = Engine::OnnxRuntime(probe.library);
+        }
+        Err(e) if checkpoint && e.kind() != Kind::Stopped => {
+            progress.log(Level::Warning, &format!("the text comes from the built-in executor: {e}"));
+        }
+        Err(e) => return Err(e.into()),
     }
     options.chat = args.chat;
     options.system = args.system;
@@ -83,7 +95,7 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let streams = context.format == Format::Text;
     let terminal = std::io::stdout().is_terminal();
     let mut failed = None;
-    let generated = generate(&args.model, &options, &progress, &mut |piece| {
+    let generated = generate(&model, &options, &progress, &mut |piece| {
         if streams && let Err(e) = context.write(&shown(piece, terminal)) {
             failed = Some(e);
             return Err(Error::storage("IO", "cannot write the text"));
