@@ -65,6 +65,8 @@ mod pruning;
 mod contrib;
 #[path = "lower.rs"]
 mod lower;
+#[path = "export.rs"]
+mod export;
 #[path = "transformer.rs"]
 mod transformer;
 #[path = "pruning_transformer.rs"]

@@ -82,9 +82,12 @@ pub(super) fn run(check: &Check, monitor: &dyn Monitor) -> Result<Verdict> {
     monitor.phase("check against the executor", None);
     let graph = read(&check.plan)?.graph;
     let first = inputs(&graph, check.seed)?;
-    let wanted = story(first.clone(), &mut |inputs| Executor::new(&graph)?.run(inputs))?;
+    // One side after the other, so that the weights are in memory once.
+    let executor = Executor::new(&graph)?;
+    let wanted = story(first.clone(), &mut |inputs| executor.run(inputs))?;
+    drop(executor);
     let runtime = Runtime::open(&check.library)?;
-    let mut session = Session::load(&runtime, &check.exported, &SessionOptions::default())?;
+    let mut session = Session::load(&runtime, &check.exported, &options())?;
     let found = story(first, &mut |inputs| session.run(inputs))?;
     drop(session);
     let mut verdict = Verdict {
@@ -117,6 +120,12 @@ pub(super) fn run(check: &Check, monitor: &dyn Monitor) -> Result<Verdict> {
         verdict.first = diverging(check, &graph, inputs, &runtime)?;
     }
     Ok(verdict)
+}
+
+/// Weights are not copied into another layout: speed is not asked for here, and memory is.
+fn options() -> SessionOptions {
+    let config = [("session.disable_prepacking".to_string(), "1".to_string())].into();
+    SessionOptions { config, ..SessionOptions::default() }
 }
 
 /// The first run, and for a decoder a second one of one token behind the cache of the first.
@@ -278,5 +287,5 @@ fn on_runtime(
     let aside = tempfile::tempdir_in(beside).map_err(|e| Error::io("create a directory", beside, e))?;
     let path = aside.path().join("tapped.onnx");
     formats::save(&edit.commit()?, &path)?;
-    Session::load(runtime, &path, &SessionOptions::default())?.run(inputs)
+    Session::load(runtime, &path, &options())?.run(inputs)
 }

@@ -87,8 +87,13 @@ impl<'g> Emit<'g> {
         inputs: Vec<Option<ValueId>>,
         outputs: &[ValueId],
         with: Attributes,
-    ) {
-        self.node(domain, op, inputs, outputs.iter().copied().map(Some).collect(), with);
+    ) -> NodeIndex {
+        self.node(domain, op, inputs, outputs.iter().copied().map(Some).collect(), with)
+    }
+
+    /// Gives the name of the node that is being replaced to the one that does its work.
+    pub(super) fn inherit(&mut self, i: NodeIndex) {
+        self.edit.node_mut(i).name = self.base.clone();
     }
 
     /// A node whose outputs are these values, some of which may be unwanted.
@@ -99,7 +104,7 @@ impl<'g> Emit<'g> {
         inputs: Vec<Option<ValueId>>,
         outputs: Vec<Option<ValueId>>,
         with: Attributes,
-    ) {
+    ) -> NodeIndex {
         if !domain.is_empty() && self.edit.graph().opset(domain).is_none() {
             self.edit.set_opset(domain, 1);
         }
@@ -107,7 +112,7 @@ impl<'g> Emit<'g> {
             Some(v) => self.edit.graph().value_name(*v).to_string(),
             None => format!("{}/{op}", self.base),
         };
-        self.edit.add_node(Node::new(op, inputs, outputs).with(with).in_domain(domain).named(name));
+        self.edit.add_node(Node::new(op, inputs, outputs).with(with).in_domain(domain).named(name))
     }
 
     /// What `make` gives, made once for each key.

@@ -197,7 +197,8 @@ impl Site {
         });
         let y = self.result(emit);
         let outputs = vec![Some(y), Some(presents[0]), Some(presents[1])];
-        emit.node(CONTRIB, "GroupQueryAttention", inputs, outputs, with);
+        let made = emit.node(CONTRIB, "GroupQueryAttention", inputs, outputs, with);
+        emit.inherit(made);
         emit.applied(self.node, detail);
         Ok(None)
     }
@@ -236,7 +237,8 @@ impl Site {
             with.set("scale", Attr::Float(scale));
         }
         let y = self.result(emit);
-        emit.into(CONTRIB, "MultiHeadAttention", inputs, &[y], with);
+        let made = emit.into(CONTRIB, "MultiHeadAttention", inputs, &[y], with);
+        emit.inherit(made);
         emit.applied(self.node, "MultiHeadAttention");
         Ok(None)
     }

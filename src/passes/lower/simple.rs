@@ -216,7 +216,9 @@ fn skip_norm(emit: &mut Emit<'_>, i: NodeIndex) -> Result<()> {
             let y = emit.op("Add", &[x, skip], &[], "residual");
             emit.into("", "Add", vec![Some(y), Some(bias)], &[sum], Attributes::new());
         }
-        None => emit.into("", "Add", vec![Some(x), Some(skip)], &[sum], Attributes::new()),
+        None => {
+            emit.into("", "Add", vec![Some(x), Some(skip)], &[sum], Attributes::new());
+        }
     }
     let out = emit.wanted(i, 0);
     let epsilon = node.attributes.float("epsilon", 1e-5)?;
