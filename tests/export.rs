@@ -29,8 +29,7 @@ fn plan(model: &Path, target: Target) -> Plan {
 
 fn verdict(plan: &Plan, exported: &Path) -> Verdict {
     let library = cache::library();
-    let check =
-        Check { plan: plan.clone(), exported: exported.into(), library, tolerance: 1e-3, seed: 1 };
+    let check = Check { plan: plan.clone(), exported: exported.into(), library, tolerance: 1e-3, seed: 1 };
     export::verify(&check, &Silent).unwrap()
 }
 
