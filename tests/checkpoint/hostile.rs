@@ -780,7 +780,7 @@ fn files_that_may_not_be_read_are_storage_errors() {
     assert_eq!(open(path).unwrap_err().kind(), INVALID);
     let dir = tempfile::tempdir().unwrap();
     let path = put(dir.path(), "a.gguf", &Gguf::small().bytes());
-    let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0);
+    let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o000);
     fs::set_permissions(&path, mode).unwrap();
     match open(&path) {
         // Root may read everything.
