@@ -169,7 +169,7 @@ fn multi_head_attention_is_the_runtimes() {
     let heads = ("num_heads", Attr::Int(4));
     let base = [random(&[2, 3, 32], 1), random(&[2, 5, 32], 2), random(&[2, 5, 24], 3)];
     let run = |more: &[(&str, Attr)], rest: Vec<Option<Tensor>>| {
-        let attributes = [&[heads.clone()], more].concat();
+        let attributes = [std::slice::from_ref(&heads), more].concat();
         agree("com.microsoft", "MultiHeadAttention", &attributes, &[base.to_vec(), rest].concat(), &[0]);
     };
     run(&[], vec![]);
@@ -228,9 +228,9 @@ fn rotary_embeddings_are_the_runtimes() {
 #[test]
 fn activations_are_the_runtimes() {
     let (x, b) = (random(&[2, 3, 16], 1), random(&[16], 2));
-    agree("com.microsoft", "Gelu", &[], &[x.clone()], &[0]);
-    agree("com.microsoft", "QuickGelu", &[("alpha", Attr::Float(1.3))], &[x.clone()], &[0]);
-    agree("com.microsoft", "FastGelu", &[], &[x.clone()], &[0]);
+    agree("com.microsoft", "Gelu", &[], std::slice::from_ref(&x), &[0]);
+    agree("com.microsoft", "QuickGelu", &[("alpha", Attr::Float(1.3))], std::slice::from_ref(&x), &[0]);
+    agree("com.microsoft", "FastGelu", &[], std::slice::from_ref(&x), &[0]);
     agree("com.microsoft", "FastGelu", &[], &[x.clone(), b.clone()], &[0]);
     agree("com.microsoft", "BiasGelu", &[], &[x, b], &[0]);
 }

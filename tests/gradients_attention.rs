@@ -127,7 +127,7 @@ fn rotary_embeddings_have_exact_gradients() {
         let way = ints(&[("interleaved", interleaved)]);
         let x = random(&[2, 2, 3, 6], 1);
         let tables = [random(&[5, 3], 2), random(&[5, 3], 3)];
-        let all = [values(&[x.clone()]), values(&tables), vec![ids.clone()]].concat();
+        let all = [values(std::slice::from_ref(&x)), values(&tables), vec![ids.clone()]].concat();
         check_values("RotaryEmbedding", 23, way.clone(), &all);
         // Some of the elements; tables by batch entry and position.
         let part = way.clone().with("rotary_embedding_dim", Attr::Int(4));
