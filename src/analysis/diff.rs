@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::graph::diff::{Fingerprints, How, Matching, matching};
 use crate::monitor::Monitor;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::Path;
 use weights::Held;
 
@@ -119,6 +120,20 @@ impl Counts {
             Some(ChangeKind::Removed) => &mut self.removed,
             Some(ChangeKind::Added) => &mut self.added,
         } += 1;
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [
+            (self.same, "the same"),
+            (self.renamed, "renamed"),
+            (self.changed, "changed"),
+            (self.removed, "removed"),
+            (self.added, "added"),
+        ];
+        let text: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, w)| format!("{n} {w}")).collect();
+        f.write_str(if text.is_empty() { "none".into() } else { text.join(", ") }.as_str())
     }
 }
 

@@ -1,10 +1,11 @@
 //! Inspection in a child process: a file that defeats its reader takes a child with it, not a face.
 
+use super::diff::{self, Diff};
 use super::weights::distribution;
 use super::{Options, Summary, summarize_file};
 use crate::child::{self, Handler, Limits, Link};
 use crate::error::{Error, Result};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::tensor::Distribution;
 use serde::{Deserialize, Serialize};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -15,6 +16,8 @@ use std::time::Duration;
 const KIND: &str = "analysis.summarize";
 /// The same for one weight.
 const WEIGHT: &str = "analysis.weight";
+/// Two models against each other.
+const DIFF: &str = "analysis.diff";
 /// Address space of the child beyond what the program maps at its start.
 const MEMORY: u64 = 4 << 30;
 
@@ -31,6 +34,13 @@ struct OneWeight {
     name: String,
 }
 
+#[derive(Serialize, Deserialize)]
+struct TwoModels {
+    before: Vec<u8>,
+    after: Vec<u8>,
+    options: Options,
+}
+
 fn path(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
@@ -43,6 +53,10 @@ pub fn handlers() -> Vec<Handler> {
         }),
         Handler::new(WEIGHT, |request: OneWeight, _: &Link| -> Result<Distribution> {
             distribution(&path(request.path), &request.name)
+        }),
+        Handler::new(DIFF, |request: TwoModels, _: &Link| -> Result<Diff> {
+            let (before, after) = (path(request.before), path(request.after));
+            diff::diff(&before, &after, &request.options, true, &Silent)
         }),
     ]
 }
@@ -69,4 +83,19 @@ pub fn summarize_in_child(path: &Path, options: &Options, monitor: &dyn Monitor)
     let path = std::path::absolute(path).map_err(|e| Error::io("find the model", path, e))?;
     let request = Request { path: path.as_os_str().as_bytes().to_vec(), options: options.clone() };
     child::call_watched(KIND, &request, &limits, monitor).map_err(|e| e.file(&path))
+}
+
+/// [`diff::diff`] of two model files, elements included, in a child process under the same limits.
+///
+/// # Errors
+/// As [`diff::diff`]; `Died` where the child died on a file; `Limit` where it took too long.
+pub fn diff_in_child(before: &Path, after: &Path, options: &Options, monitor: &dyn Monitor) -> Result<Diff> {
+    let limits =
+        Limits { memory: Some(MEMORY), reply: 256 << 20, ..Limits::within(Duration::from_secs(900)) };
+    let absolute = |p: &Path| -> Result<Vec<u8>> {
+        let path = std::path::absolute(p).map_err(|e| Error::io("find the model", p, e))?;
+        Ok(path.as_os_str().as_bytes().to_vec())
+    };
+    let request = TwoModels { before: absolute(before)?, after: absolute(after)?, options: options.clone() };
+    child::call_watched(DIFF, &request, &limits, monitor)
 }

@@ -1,7 +1,7 @@
 //! What a comparison of two models says.
 
 use super::{Cell, Present, Report, Table};
-use crate::analysis::diff::{ChangeKind, Counts, Diff, LayerChange, WeightChange};
+use crate::analysis::diff::{ChangeKind, Diff, LayerChange, WeightChange};
 use crate::error::Result;
 use crate::units::{Bytes, Count};
 
@@ -34,12 +34,10 @@ pub fn differences(d: &Diff, brief: bool) -> Result<Report> {
     if paired + d.layer_counts.removed + d.layer_counts.added > 0 {
         report = report.line(format!(
             "{paired} nodes paired, {} by name and {} by structure: {}",
-            d.by_name,
-            d.by_structure,
-            counted(&d.layer_counts)
+            d.by_name, d.by_structure, d.layer_counts
         ));
     }
-    report = report.line(format!("weights: {}", counted(&d.weight_counts)));
+    report = report.line(format!("weights: {}", d.weight_counts));
     let layers: Vec<&LayerChange> =
         d.layers.iter().filter(|l| !brief || l.change != ChangeKind::Renamed).collect();
     if !layers.is_empty() {
@@ -79,18 +77,6 @@ fn titled(report: Report, name: &str, rows: usize, brief: bool) -> Report {
         true => format!("{name}, {BRIEF} of {rows} that differ"),
         false => name.to_string(),
     })
-}
-
-fn counted(c: &Counts) -> String {
-    let all = [
-        (c.same, "the same"),
-        (c.renamed, "renamed"),
-        (c.changed, "changed"),
-        (c.removed, "removed"),
-        (c.added, "added"),
-    ];
-    let text: Vec<String> = all.iter().filter(|(n, _)| *n > 0).map(|(n, w)| format!("{n} {w}")).collect();
-    if text.is_empty() { "none".into() } else { text.join(", ") }
 }
 
 fn optional(text: &Option<String>) -> Cell {

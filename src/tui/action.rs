@@ -108,7 +108,9 @@ actions! {
 
     OpenModel "open-model" ["o"] Model 2 "open model" "Open a model file by path, or a recent one." always;
     ExpandAll "expand-all" ["*"] Model 5 "expand all" "Expand every group, or collapse all when all are expanded." App::has_model;
-    ModelView "model-view" ["v"] Model 4 "groups" "Switch between layers, coupling groups and operators." App::has_model;
+    ModelView "model-view" ["v"] Model 4 "view" "Switch between layers, coupling groups, operators, tensors and, once there is one, the diff." App::has_model;
+    Weights "weights" ["w"] Model 6 "weights" "Read the selected weights: histogram, moments, zeros, outlier channels." App::has_weights;
+    DiffModel "diff" ["d"] Model 7 "diff" "Compare with another model or a variant of it: nodes, shapes, elements of weights." App::has_model;
     PlanForModel "plan-model" ["p"] Model 3 "plan" "Recommend recipes for this model." App::has_model;
 
     Run "run" ["r"] Plan 2 "run" "Run the selected recipe as a job; the dialog shows the equivalent command." App::can_run;

@@ -10,12 +10,14 @@ use super::plan::PlanTab;
 use super::runs::RunsTab;
 use super::theme::Look;
 use crate::analysis::Summary;
+use crate::analysis::diff::Diff;
 use crate::compare::Comparison;
 use crate::error::Error;
 use crate::evaluate::measurement::Measurement;
 use crate::jobs::{JobState, Status};
 use crate::monitor::Level;
 use crate::plan::{DataSpec, Goal, Recipe};
+use crate::tensor::Distribution;
 use crossterm::event::{KeyEvent, MouseEvent};
 use ratatui::layout::Rect;
 use std::cell::RefCell;
@@ -161,6 +163,24 @@ pub enum Data {
         /// Its summary and tree.
         result: Result<Arc<super::model::Opened>, Failure>,
     },
+    /// Elements of a weight were looked at.
+    Weighed {
+        /// The analysis that the weight belongs to.
+        generation: u64,
+        /// Name of the weight.
+        name: String,
+        /// What its elements are like.
+        result: Result<Box<Distribution>, Failure>,
+    },
+    /// Two models were compared.
+    Differed {
+        /// Which request this answers.
+        generation: u64,
+        /// The other model.
+        after: PathBuf,
+        /// What changed.
+        result: Result<Box<Diff>, Failure>,
+    },
     /// Device profiles.
     Devices(Vec<String>),
     /// Proposals for the goal.
@@ -222,6 +242,24 @@ pub enum Effect {
         generation: u64,
         /// File.
         path: PathBuf,
+    },
+    /// Look at the elements of a weight.
+    Weigh {
+        /// The analysis that the weight belongs to.
+        generation: u64,
+        /// File.
+        path: PathBuf,
+        /// Name of the weight.
+        name: String,
+    },
+    /// Compare two models.
+    Differ {
+        /// Number of the request.
+        generation: u64,
+        /// Model before.
+        before: PathBuf,
+        /// Model after.
+        after: PathBuf,
     },
     /// Recommend recipes.
     Recommend {
@@ -436,6 +474,9 @@ impl App {
     pub(super) fn has_model(&self) -> bool {
         self.model.opened.is_some()
     }
+    pub(super) fn has_weights(&self) -> bool {
+        !self.model.selected_weights().is_empty()
+    }
     pub(super) fn has_devices(&self) -> bool {
         self.plan.devices.len() > 1
     }
@@ -484,6 +525,7 @@ impl App {
         self.zoomed
             || self.is_filtered()
             || self.pane() != Pane::of(self.tab)[0]
+            || (self.tab == Tab::Model && self.model.view == super::model::View::Diff)
             || (self.tab == Tab::Runs && (self.runs.cursor.is_some() || !self.runs.marks.is_empty()))
     }
     pub(super) fn can_copy(&self) -> bool {
@@ -532,8 +574,7 @@ impl App {
         match self.tab {
             Tab::Model => self
                 .model
-                .selected_layer()
-                .map(|l| l.name.clone())
+                .selected_name()
                 .or_else(|| self.model.path.as_ref().map(|p| p.display().to_string())),
             Tab::Plan => self.plan.selected().map(|p| super::plan::command(&p.recipe)),
             Tab::Runs => self.runs.selected().map(|j| j.dir.display().to_string()),

@@ -4,10 +4,12 @@
 use super::app::{Control, Job};
 use super::plan::Ranked;
 use crate::analysis::Summary;
+use crate::analysis::diff::Diff;
 use crate::compare::Comparison;
 use crate::error::Result;
 use crate::evaluate::measurement::Measurement;
 use crate::plan::{DataSpec, Goal, Recipe};
+use crate::tensor::Distribution;
 use std::path::{Path, PathBuf};
 
 /// The rooms above, as the workbench uses them. Every call may block; none is made on the UI thread but
@@ -15,6 +17,10 @@ use std::path::{Path, PathBuf};
 pub trait Backend: Send + Sync + 'static {
     /// Facts about a model file. A later call ends an earlier one that is still under way.
     fn analyse(&self, path: &Path) -> Result<Summary>;
+    /// What the elements of one weight of a model file are like.
+    fn weight(&self, path: &Path, name: &str) -> Result<Distribution>;
+    /// What changed between two model files.
+    fn diff(&self, before: &Path, after: &Path) -> Result<Diff>;
     /// Names of device profiles, this machine first.
     fn devices(&self) -> Result<Vec<String>>;
     /// Ranked recipes for the device of the goal. `measured_ms` is the median latency of the model on this

@@ -248,6 +248,16 @@ fn failure_of(effect: &Effect) -> Box<dyn Fn(String) -> Option<Data> + Send> {
                 Some(Data::Analysed { generation, path: path.clone(), result: Err(failure(m)) })
             })
         }
+        Effect::Weigh { generation, name, .. } => {
+            let (generation, name) = (*generation, name.clone());
+            Box::new(move |m| Some(Data::Weighed { generation, name: name.clone(), result: Err(failure(m)) }))
+        }
+        Effect::Differ { generation, after, .. } => {
+            let (generation, after) = (*generation, after.clone());
+            Box::new(move |m| {
+                Some(Data::Differed { generation, after: after.clone(), result: Err(failure(m)) })
+            })
+        }
         Effect::Recommend { generation, .. } => {
             let generation = *generation;
             Box::new(move |m| Some(Data::Proposed { generation, result: Err(failure(m)) }))
@@ -270,6 +280,14 @@ fn work(effect: Effect, goal: &crate::plan::Goal, backend: &dyn Backend) -> Opti
                 backend.remember(&path);
             }
             Data::Analysed { generation, path, result: result.map_err(Failure::from) }
+        }
+        Effect::Weigh { generation, path, name } => {
+            let result = backend.weight(&path, &name).map(Box::new).map_err(Failure::from);
+            Data::Weighed { generation, name, result }
+        }
+        Effect::Differ { generation, before, after } => {
+            let result = backend.diff(&before, &after).map(Box::new).map_err(Failure::from);
+            Data::Differed { generation, after, result }
         }
         Effect::Recommend { generation, summary, path, goal, data, measured_ms } => Data::Proposed {
             generation,

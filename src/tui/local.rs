@@ -3,6 +3,7 @@
 use super::app::{Control, Job, Liveness, Usage};
 use super::backend::{Backend, Watch};
 use super::plan::Ranked;
+use crate::analysis::diff::Diff;
 use crate::analysis::{self, Summary};
 use crate::compare::Comparison;
 use crate::config::{Paths, Settings};
@@ -13,6 +14,7 @@ use crate::jobs::{self, JobHandle, JobState, Request, Status, Tail};
 use crate::monitor::Switch;
 use crate::plan::{self, DataSpec, DeviceFacts, Goal, Question, Recipe};
 use crate::save;
+use crate::tensor::Distribution;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -71,6 +73,14 @@ impl Backend for Local {
         );
         before.0.store(true, Ordering::Relaxed);
         analysis::summarize_in_child(path, &analysis::Options::default(), &*switch)
+    }
+
+    fn weight(&self, path: &Path, name: &str) -> Result<Distribution> {
+        analysis::weight_in_child(path, name, &crate::monitor::Silent)
+    }
+
+    fn diff(&self, before: &Path, after: &Path) -> Result<Diff> {
+        analysis::diff_in_child(before, after, &analysis::Options::default(), &crate::monitor::Silent)
     }
 
     fn devices(&self) -> Result<Vec<String>> {

@@ -3,8 +3,10 @@
 use super::app::Failure;
 use super::list::{List, Scroll};
 use super::tree::{Order, Row, Tree};
-use crate::analysis::{Layer, Summary};
-use std::collections::BTreeMap;
+use crate::analysis::diff::{ChangeKind, Diff};
+use crate::analysis::{Layer, Summary, TensorInfo};
+use crate::tensor::Distribution;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ pub struct Opened {
     pub tree: Tree,
     /// Operators with their sums, most expensive first.
     pub operators: Vec<Operator>,
+    /// Weights by name.
+    pub by_name: HashMap<String, usize>,
 }
 
 /// An operator's share of a model.
@@ -62,7 +66,8 @@ impl Opened {
             (a.known, b.macs, b.parameters, &a.name).cmp(&(b.known, a.macs, a.parameters, &b.name))
         });
         let tree = Tree::new(&summary);
-        Opened { summary: Arc::new(summary), tree, operators }
+        let by_name = summary.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Opened { summary: Arc::new(summary), tree, operators, by_name }
     }
 }
 
@@ -76,7 +81,34 @@ pub enum View {
     Groups,
     /// Operators.
     Operators,
+    /// Weights as they are stored.
+    Tensors,
+    /// What changed between this model and another one.
+    Diff,
 }
+
+/// What is known of the elements of a weight.
+#[derive(Debug, Clone)]
+pub enum Weighed {
+    /// They are being read.
+    Reading,
+    /// They were read.
+    Ready(Arc<Distribution>),
+    /// They cannot be read, and why.
+    Failed(String),
+}
+
+/// A row of the diff.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiffRow {
+    /// A layer that differs.
+    Layer(usize),
+    /// A weight that differs.
+    Weight(usize),
+}
+
+/// Weights that one key asks for at most.
+const ASKED: usize = 8;
 
 /// The tab.
 #[derive(Debug, Default)]
@@ -109,6 +141,24 @@ pub struct ModelTab {
     pub groups: List,
     /// Selection among the operators.
     pub operators: List,
+    /// Visible rows of the tensors.
+    pub tensor_rows: Vec<usize>,
+    /// Selection among them.
+    pub tensors: List,
+    /// Elements of weights that were asked for.
+    pub weighed: HashMap<String, Weighed>,
+    /// What changed between this model and another one.
+    pub diff: Option<Arc<Diff>>,
+    /// The other one.
+    pub diff_with: PathBuf,
+    /// The model that is being compared with.
+    pub comparing: Option<PathBuf>,
+    /// Newest request for a diff.
+    pub diff_generation: u64,
+    /// Visible rows of the diff.
+    pub diff_rows: Vec<DiffRow>,
+    /// Selection among them.
+    pub differences: List,
     /// Position in the details.
     pub details: Scroll,
     /// Position in the facts.
@@ -124,7 +174,15 @@ impl ModelTab {
         self.path = Some(path);
         self.loading = None;
         self.failure = None;
+        self.weighed.clear();
+        self.diff = None;
+        self.comparing = None;
+        self.diff_generation += 1;
+        if self.view == View::Diff {
+            self.view = View::Layers;
+        }
         if !same {
+            self.tensors = List::default();
             self.filter.clear();
             self.layers = List::default();
             self.groups = List::default();
@@ -146,7 +204,105 @@ impl ModelTab {
             self.layers.selected = at;
         }
         self.layers.clamp(self.rows.len());
+        let needle = self.filter.to_lowercase();
+        let fits =
+            |texts: &[&str]| needle.is_empty() || texts.iter().any(|t| t.to_lowercase().contains(&needle));
+        let tensors = opened.summary.tensors.iter().enumerate();
+        self.tensor_rows =
+            tensors.filter(|(_, t)| fits(&[&t.name, &t.encoding, &t.role])).map(|(i, _)| i).collect();
+        self.tensors.clamp(self.tensor_rows.len());
+        self.diff_rows = self.diff.as_ref().map_or(Vec::new(), |diff| {
+            let named = |name: &str, change: Option<ChangeKind>, renamed: &Option<String>| {
+                change.is_some_and(|c| fits(&[name, c.word(), renamed.as_deref().unwrap_or("")]))
+            };
+            // What is merely renamed stands last.
+            let weight = |renamed: bool| {
+                diff.weights
+                    .iter()
+                    .enumerate()
+                    .filter(move |(_, w)| (w.change == Some(ChangeKind::Renamed)) == renamed)
+                    .filter(|(_, w)| named(&w.name, w.change, &w.renamed))
+                    .map(|(i, _)| DiffRow::Weight(i))
+            };
+            let layer = |renamed: bool| {
+                diff.layers
+                    .iter()
+                    .enumerate()
+                    .filter(move |(_, l)| (l.change == ChangeKind::Renamed) == renamed)
+                    .filter(|(_, l)| named(&l.name, Some(l.change), &l.renamed))
+                    .map(|(i, _)| DiffRow::Layer(i))
+            };
+            layer(false).chain(weight(false)).chain(layer(true)).chain(weight(true)).collect()
+        });
+        self.differences.clamp(self.diff_rows.len());
         self.details = Scroll::default();
+    }
+
+    /// Another model was compared with this one.
+    pub fn set_diff(&mut self, after: PathBuf, diff: Diff) {
+        self.diff = Some(Arc::new(diff));
+        self.diff_with = after;
+        self.view = View::Diff;
+        self.differences = List::default();
+        self.refresh();
+    }
+
+    /// Notes that a weight's elements are asked for; `false` where they are known or on their way.
+    pub fn ask_for(&mut self, name: &str) -> bool {
+        if matches!(self.weighed.get(name), Some(Weighed::Reading | Weighed::Ready(_))) {
+            return false;
+        }
+        self.weighed.insert(name.to_string(), Weighed::Reading);
+        true
+    }
+
+    /// A weight's elements were read, or not.
+    pub fn weighed(&mut self, name: String, result: Result<Box<Distribution>, Failure>) {
+        let known = match result {
+            Ok(found) => Weighed::Ready(Arc::from(found)),
+            Err(failure) => Weighed::Failed(failure.message),
+        };
+        self.weighed.insert(name, known);
+    }
+
+    /// A weight as it is stored.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        let opened = self.opened.as_ref()?;
+        opened.summary.tensors.get(*opened.by_name.get(name)?)
+    }
+
+    /// The selected weight, where weights are listed.
+    pub fn selected_tensor(&self) -> Option<&TensorInfo> {
+        let at = *self.tensor_rows.get(self.tensors.selected)?;
+        self.opened.as_ref()?.summary.tensors.get(at)
+    }
+
+    /// Names of the weights under the cursor that can be read.
+    pub fn selected_weights(&self) -> Vec<String> {
+        match self.view {
+            View::Layers => self.selected_layer().map_or(Vec::new(), |layer| {
+                let names = layer.weights.iter().map(|(name, ..)| name.clone());
+                names.filter(|n| self.tensor(n).is_some()).take(ASKED).collect()
+            }),
+            View::Tensors => self.selected_tensor().map(|t| t.name.clone()).into_iter().collect(),
+            View::Groups | View::Operators | View::Diff => Vec::new(),
+        }
+    }
+
+    /// Name of what is under the cursor.
+    pub fn selected_name(&self) -> Option<String> {
+        match self.view {
+            View::Layers => self.selected_layer().map(|l| l.name.clone()),
+            View::Tensors => self.selected_tensor().map(|t| t.name.clone()),
+            View::Diff => {
+                let diff = self.diff.as_ref()?;
+                match self.diff_rows.get(self.differences.selected)? {
+                    DiffRow::Layer(i) => diff.layers.get(*i).map(|l| l.name.clone()),
+                    DiffRow::Weight(i) => diff.weights.get(*i).map(|w| w.name.clone()),
+                }
+            }
+            View::Groups | View::Operators => None,
+        }
     }
 
     /// Rows of the list in front.
@@ -156,6 +312,8 @@ impl ModelTab {
             View::Layers => self.rows.len(),
             View::Groups => opened.summary.groups.len(),
             View::Operators => opened.operators.len(),
+            View::Tensors => self.tensor_rows.len(),
+            View::Diff => self.diff_rows.len(),
         }
     }
 
@@ -165,6 +323,8 @@ impl ModelTab {
             View::Layers => &mut self.layers,
             View::Groups => &mut self.groups,
             View::Operators => &mut self.operators,
+            View::Tensors => &mut self.tensors,
+            View::Diff => &mut self.differences,
         }
     }
 

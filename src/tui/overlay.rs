@@ -37,9 +37,22 @@ pub struct Actions {
     pub list: List,
 }
 
+/// What a chosen model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It goes in front.
+    Open,
+    /// It is compared with the one in front.
+    Diff,
+}
+
 /// The open dialog.
 #[derive(Debug)]
 pub struct OpenModel {
+    /// What the model is for.
+    pub purpose: Purpose,
+    /// Variants of the model in front, which stand before other paths while nothing is typed.
+    pub variants: Vec<String>,
     /// What was typed.
     pub input: Input,
     /// Paths that match.
@@ -109,8 +122,8 @@ pub enum Outcome {
     Filter(String),
     /// Close and show all rows again.
     Unfilter,
-    /// Close and open this model.
-    OpenModel(String),
+    /// Close and open this model, or compare with it.
+    OpenModel(Purpose, String),
     /// Look for models again; stay.
     FindModels,
     /// Close and plan for this goal, with this data.
@@ -224,7 +237,10 @@ impl Overlay {
             },
             Overlay::Open(o) => {
                 match key.code {
-                    KeyCode::Enter => return o.chosen().map_or(Outcome::Stay, Outcome::OpenModel),
+                    KeyCode::Enter => {
+                        let purpose = o.purpose;
+                        return o.chosen().map_or(Outcome::Stay, |path| Outcome::OpenModel(purpose, path));
+                    }
                     KeyCode::Tab => {
                         let path = o.paths.get(o.list.selected).cloned();
                         if let Some(path) = path {
@@ -289,13 +305,15 @@ impl Actions {
 
 impl OpenModel {
     /// The dialog with the paths still to come.
-    pub fn new(generation: u64) -> OpenModel {
+    pub fn new(purpose: Purpose, variants: Vec<String>) -> OpenModel {
         OpenModel {
+            purpose,
+            variants,
             input: Input::default(),
             paths: Vec::new(),
             list: List::default(),
             in_list: false,
-            generation,
+            generation: 0,
         }
     }
 

@@ -8,7 +8,7 @@ use super::layout::Pane;
 use super::list::Scroll;
 use super::log;
 use super::model::View;
-use super::overlay::{Confirm, GoalForm, OpenModel, Outcome, Overlay};
+use super::overlay::{Confirm, GoalForm, OpenModel, Outcome, Overlay, Purpose};
 use super::paint::many;
 use super::plan::{command, file_stem, quoted};
 use crate::jobs::Status;
@@ -85,7 +85,7 @@ fn decide(app: &mut App, outcome: Outcome, out: &mut Vec<Effect>) {
             app.overlay = None;
             set_filter(app, String::new());
         }
-        Outcome::OpenModel(path) => {
+        Outcome::OpenModel(purpose, path) => {
             if path.ends_with(std::path::MAIN_SEPARATOR)
                 && let Some(Overlay::Open(open)) = app.overlay.as_mut()
             {
@@ -95,7 +95,10 @@ fn decide(app: &mut App, outcome: Outcome, out: &mut Vec<Effect>) {
                 return;
             }
             app.overlay = None;
-            open_model(app, PathBuf::from(path), out);
+            match purpose {
+                Purpose::Open => open_model(app, PathBuf::from(path), out),
+                Purpose::Diff => compare_with(app, PathBuf::from(path), out),
+            }
         }
         Outcome::FindModels => find_models(app, out),
         Outcome::Goal(goal, data) => {
@@ -145,6 +148,32 @@ pub fn open_model(app: &mut App, path: PathBuf, out: &mut Vec<Effect>) {
     out.push(Effect::Analyse { generation: app.model.generation, path });
     if app.tab != Tab::Plan {
         go_to(app, Tab::Model);
+    }
+}
+
+/// Model files that jobs made of the model in front, newest first.
+fn variants(app: &App) -> Vec<String> {
+    let Some(path) = &app.model.path else { return Vec::new() };
+    let jobs = app.runs.jobs.iter().filter(|j| j.model == *path);
+    let files = jobs.flat_map(|j| j.state.artifacts.iter().map(|a| j.dir.join(&a.path)));
+    files.map(|f| f.to_string_lossy().into_owned()).filter(|f| f.ends_with(".onnx")).collect()
+}
+
+/// Asks what changed between the model in front and another one.
+fn compare_with(app: &mut App, after: PathBuf, out: &mut Vec<Effect>) {
+    let Some(before) = app.model.path.clone() else { return };
+    app.model.diff_generation += 1;
+    app.model.comparing = Some(after.clone());
+    out.push(Effect::Differ { generation: app.model.diff_generation, before, after });
+}
+
+/// Asks for the elements of the selected weights that are not known yet.
+fn weigh(app: &mut App, out: &mut Vec<Effect>) {
+    let Some(path) = app.model.path.clone() else { return };
+    for name in app.model.selected_weights() {
+        if app.model.ask_for(&name) {
+            out.push(Effect::Weigh { generation: app.model.generation, path: path.clone(), name });
+        }
     }
 }
 
@@ -245,15 +274,26 @@ pub fn perform(app: &mut App, action: Action, out: &mut Vec<Effect>) {
         Action::Suspend => out.push(Effect::Suspend),
 
         Action::OpenModel | Action::OpenModelPlan => {
-            app.overlay = Some(Overlay::Open(OpenModel::new(0)));
+            app.overlay = Some(Overlay::Open(OpenModel::new(Purpose::Open, Vec::new())));
             find_models(app, out);
+        }
+        Action::DiffModel => {
+            let variants = variants(app);
+            app.overlay = Some(Overlay::Open(OpenModel::new(Purpose::Diff, variants)));
+            find_models(app, out);
+        }
+        Action::Weights => {
+            weigh(app, out);
+            focus(app, Pane::Layer);
         }
         Action::ExpandAll => app.model.expand_all(),
         Action::ModelView => {
             app.model.view = match app.model.view {
                 View::Layers => View::Groups,
                 View::Groups => View::Operators,
-                View::Operators => View::Layers,
+                View::Operators => View::Tensors,
+                View::Tensors if app.model.diff.is_some() => View::Diff,
+                View::Tensors | View::Diff => View::Layers,
             };
             app.model.details = Scroll::default();
             focus(app, Pane::Tree);
@@ -419,6 +459,7 @@ fn open(app: &mut App, out: &mut Vec<Effect>) {
         Pane::Tree if app.model.opened.is_none() => perform(app, Action::OpenModel, out),
         Pane::Tree => {
             if !app.model.expand(None) {
+                weigh(app, out);
                 focus(app, Pane::Layer);
             }
         }
@@ -443,6 +484,8 @@ fn back(app: &mut App) -> bool {
     } else if app.tab == Tab::Runs && app.runs.cursor.take().is_some() {
     } else if app.focus[app.tab as usize] != 0 {
         app.focus[app.tab as usize] = 0;
+    } else if app.tab == Tab::Model && app.model.view == View::Diff {
+        app.model.view = View::Layers;
     } else if app.tab == Tab::Runs && !app.runs.marks.is_empty() {
         app.runs.marks.clear();
         app.runs.overlay = false;
@@ -573,6 +616,14 @@ fn export(app: &mut App, out: &mut Vec<Effect>) {
     let (name, text, command) = match app.tab {
         Tab::Model => {
             let Some(opened) = &app.model.opened else { return };
+            if let (View::Diff, Some(diff)) = (app.model.view, &app.model.diff) {
+                let name = format!("{}.diff.json", file_stem(&diff.after));
+                let text = json(serde_json::to_string_pretty(&**diff));
+                let after = app.model.diff_with.to_string_lossy();
+                let command = format!("tinsmith diff {} {} --format json", quoted(&model), quoted(&after));
+                out.push(Effect::Export { name, text, command });
+                return;
+            }
             (
                 format!("{}.summary.json", file_stem(&opened.summary.name)),
                 json(serde_json::to_string_pretty(&*opened.summary)),
@@ -674,6 +725,28 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
                 app.model.failure = Some(failure);
             }
         },
+        Data::Weighed { generation, name, result } if generation == app.model.generation => {
+            if let Err(failure) = &result {
+                app.log.note(app.wall_ms, Level::Error, failure.message.clone());
+            }
+            app.model.weighed(name, result);
+        }
+        Data::Differed { generation, after, result } if generation == app.model.diff_generation => {
+            app.model.comparing = None;
+            match result {
+                Ok(diff) => {
+                    let c = diff.layer_counts;
+                    let (changed, w) = (c.changed + c.removed + c.added, diff.weight_counts.changed);
+                    let line =
+                        format!("{}: {changed} of the layers and {w} of the weights differ", after.display());
+                    app.say(Level::Info, line);
+                    app.model.set_diff(after, *diff);
+                    go_to(app, Tab::Model);
+                    focus(app, Pane::Tree);
+                }
+                Err(failure) => app.say(Level::Error, failure.message),
+            }
+        }
         Data::Devices(devices) => app.plan.devices = devices,
         Data::Proposed { generation, result } if generation == app.plan.generation => match result {
             Ok(ranked) => {
@@ -712,7 +785,12 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
             if let Some(Overlay::Open(open)) = app.overlay.as_mut()
                 && open.generation == generation
             {
-                open.paths = paths;
+                let own: Vec<String> = match open.input.value().is_empty() {
+                    true => open.variants.clone(),
+                    false => Vec::new(),
+                };
+                open.paths =
+                    own.iter().cloned().chain(paths.into_iter().filter(|p| !own.contains(p))).collect();
                 open.list.clamp(open.paths.len());
             }
         }
@@ -726,7 +804,11 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         Data::Done(Ok(text)) => app.say(Level::Info, text),
         Data::ReadOnly(read_only) => app.read_only = read_only,
         // Answers to requests that newer ones replaced.
-        Data::Analysed { .. } | Data::Proposed { .. } | Data::Compared { .. } => {}
+        Data::Analysed { .. }
+        | Data::Proposed { .. }
+        | Data::Compared { .. }
+        | Data::Weighed { .. }
+        | Data::Differed { .. } => {}
     }
 }
 

@@ -4,17 +4,20 @@
 mod chart;
 mod compare;
 mod dialog;
+mod differ;
 mod doc;
+mod facts;
 mod log;
 mod model;
 mod plan;
 mod runs;
 mod table;
+mod weight;
 
 use super::action::{Action, Spec, TABLE};
 use super::app::{App, Hit, Tab};
 use super::layout::{self, Class, Pane, Place};
-use super::overlay::Overlay;
+use super::overlay::{Overlay, Purpose};
 use super::paint::{Pen, Span, span, width_of};
 use super::theme::Role;
 use crate::monitor::Level;
@@ -184,6 +187,9 @@ fn footer(app: &App, pen: &mut Pen<'_>) {
     } else {
         let hints: &[(&str, &str)] = match &app.overlay {
             Some(Overlay::Actions(_)) => &[("type", "filter"), ("Enter", "run"), ("Esc", "close")],
+            Some(Overlay::Open(o)) if o.purpose == Purpose::Diff => {
+                &[("Enter", "compare"), ("Tab", "complete"), ("Down", "list"), ("Esc", "close")]
+            }
             Some(Overlay::Open(_)) => {
                 &[("Enter", "open"), ("Tab", "complete"), ("Down", "list"), ("Esc", "close")]
             }
@@ -215,7 +221,9 @@ fn label(app: &App, action: Action) -> &'static str {
         Action::ModelView => match app.model.view {
             View::Layers => "groups",
             View::Groups => "operators",
-            View::Operators => "layers",
+            View::Operators => "tensors",
+            View::Tensors if app.model.diff.is_some() => "diff",
+            View::Tensors | View::Diff => "layers",
         },
         Action::Pause if app.runs.selected().is_some_and(|j| j.status() == Status::Paused) => "go on",
         Action::Scatter if app.pane() == Pane::Scatter => "table",
@@ -231,7 +239,7 @@ fn pane(app: &App, pen: &mut Pen<'_>, place: Place, class: Class) {
     let titles = match place.pane {
         Pane::Tree => model::tree_title(app),
         Pane::Layer => model::layer_title(app),
-        Pane::Facts => model::facts_title(app),
+        Pane::Facts => facts::title(),
         Pane::Proposals => plan::title(app),
         Pane::Why => plan::why_title(app),
         Pane::Jobs => runs::jobs_title(app),
@@ -262,7 +270,7 @@ fn pane(app: &App, pen: &mut Pen<'_>, place: Place, class: Class) {
     match place.pane {
         Pane::Tree => model::tree(app, &mut pen, focused),
         Pane::Layer => model::layer(app, &mut pen),
-        Pane::Facts => model::facts(app, &mut pen),
+        Pane::Facts => facts::facts(app, &mut pen),
         Pane::Proposals => plan::proposals(app, &mut pen, focused),
         Pane::Why => plan::why(app, &mut pen),
         Pane::Jobs => runs::jobs(app, &mut pen, focused),

@@ -5,16 +5,19 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tinsmith::analysis::summary::GroupInfo;
-use tinsmith::analysis::{Layer, Summary, ValueInfo};
+use tinsmith::analysis::summary::{EncodingTotal, GroupInfo, KvCache};
+use tinsmith::analysis::{Layer, Summary, TensorInfo, Total, ValueInfo};
 use tinsmith::compare::compare;
 use tinsmith::evaluate::measurement::{Conditions, Interval, Latency, Measurement, Quality};
+use tinsmith::formats::About;
+use tinsmith::formats::about::Tokenizer;
 use tinsmith::hardware::Device;
 use tinsmith::jobs::state::{Artifact, LogLine};
 use tinsmith::jobs::{JobState, Phase, Status};
 use tinsmith::monitor::Level;
 use tinsmith::plan::recommend::Refused;
 use tinsmith::plan::{Confidence, Goal, Proposal, Recipe, Recommendation, Step};
+use tinsmith::tensor::{Distribution, Tensor};
 use tinsmith::tui::action::KeyMap;
 use tinsmith::tui::app::{App, Data, Effect, Job, Liveness, Msg, Usage};
 use tinsmith::tui::key::Key;
@@ -94,7 +97,13 @@ pub fn layer(
         index,
         name: name.into(),
         op: op.into(),
-        role: "other".into(),
+        role: match op {
+            "Conv" => "conv",
+            "Gemm" | "MatMul" => "linear",
+            "Relu" | "Softmax" => "activation",
+            _ => "other",
+        }
+        .into(),
         dtype: "f32".into(),
         output_shape: Some(shape.iter().map(|s| s.to_string()).collect()),
         parameters,
@@ -144,7 +153,19 @@ pub fn summary() -> Summary {
         members: vec![("/layer.1/conv1/Conv.weight".into(), 0), ("/layer.1/conv2/Conv.weight".into(), 1)],
         parameters_per_unit: 289,
     };
+    let tensors = tensors(&layers);
     Summary {
+        encodings: vec![EncodingTotal {
+            encoding: "f32".into(),
+            tensors: tensors.len(),
+            parameters: tensors.iter().map(|t| t.parameters).sum(),
+            bytes: tensors.iter().map(|t| t.bytes).sum(),
+        }],
+        tensors,
+        by_role: vec![
+            Total { kind: "conv".into(), layers: 7, parameters: 14_080, macs: 893_952, ..Total::default() },
+            Total { kind: "linear".into(), layers: 1, parameters: 170, macs: 160, ..Total::default() },
+        ],
         schema_version: 1,
         name: "digits.onnx".into(),
         format: "onnx".into(),
@@ -168,6 +189,127 @@ pub fn summary() -> Summary {
     }
 }
 
+/// The weights of layers.
+fn tensors(layers: &[Layer]) -> Vec<TensorInfo> {
+    let of = |l: &Layer| -> Vec<TensorInfo> {
+        let tensor = |(name, encoding, shape): &(String, String, Vec<usize>)| TensorInfo {
+            name: name.clone(),
+            encoding: encoding.clone(),
+            shape: shape.clone(),
+            parameters: l.parameters,
+            bytes: l.weight_bytes,
+            role: l.role.clone(),
+            distribution: None,
+        };
+        l.weights.iter().map(tensor).collect()
+    };
+    layers.iter().flat_map(of).collect()
+}
+
+/// What one pass over a weight of 2,320 elements with outliers tells.
+pub fn distribution() -> Distribution {
+    let mut v: Vec<f32> = (0..2320)
+        .map(|i| {
+            let u = |k: usize| ((i * k) % 997) as f32 / 997.0 - 0.5;
+            0.1 * (u(7919) + u(104_729) + u(31))
+        })
+        .collect();
+    v[145 * 3 + 7] = 1.5;
+    v[9] = 0.0;
+    let tensor = Tensor::from_vec(vec![16, 145], v).unwrap();
+    Distribution::of(&tensor, Some(0), &|| Ok(())).unwrap()
+}
+
+/// A small language model in a GGUF file, as far as the Model tab shows it.
+pub fn language() -> Summary {
+    let mut layers = Vec::new();
+    for block in 0..3 {
+        for (part, role, parameters) in [
+            ("attention.q", "attention", 331_776),
+            ("mlp.up", "mlp", 884_736),
+            ("attention_norm", "norm", 576),
+        ] {
+            let name = format!("layers.{block}.{part}");
+            let mut l = layer(
+                layers.len(),
+                &name,
+                "MatMul",
+                &["1", "128", "576"],
+                parameters,
+                Some(parameters * 128),
+            );
+            l.role = role.into();
+            l.weight_bytes = parameters * 5 / 8;
+            l.weights = vec![(
+                format!("blk.{block}.{part}.weight"),
+                "Q4_1".into(),
+                vec![576, parameters as usize / 576],
+            )];
+            layers.push(l);
+        }
+    }
+    let tensors = tensors(&layers);
+    let parameters = layers.iter().map(|l| l.parameters).sum();
+    let total = |kind: &str| Total {
+        kind: kind.into(),
+        layers: 3,
+        parameters: layers.iter().filter(|l| l.role == kind).map(|l| l.parameters).sum(),
+        macs: layers.iter().filter(|l| l.role == kind).filter_map(|l| l.macs).sum(),
+        ..Total::default()
+    };
+    Summary {
+        name: "small-q4_1.gguf".into(),
+        format: "gguf".into(),
+        producer: "tinsmith 0.1.0".into(),
+        parameters,
+        macs: layers.iter().filter_map(|l| l.macs).sum(),
+        weight_bytes: layers.iter().map(|l| l.weight_bytes).sum(),
+        file_bytes: 98 << 20,
+        by_role: vec![total("mlp"), total("attention"), total("norm")],
+        encodings: vec![
+            EncodingTotal { encoding: "Q4_1".into(), tensors: 6, parameters: 3_649_536, bytes: 2_280_960 },
+            EncodingTotal { encoding: "F32".into(), tensors: 3, parameters: 1_728, bytes: 6_912 },
+        ],
+        kv_cache: Some(KvCache {
+            bytes_per_token: 23_040,
+            context: Some(8192),
+            bytes_at_context: Some(23_040 * 8192),
+            dtype: "f16".into(),
+            source: "configuration".into(),
+        }),
+        about: About {
+            title: Some("Small 3 block".into()),
+            architecture: Some("llama".into()),
+            licence: Some("apache-2.0".into()),
+            quantisation: Some("Q4_1".into()),
+            context_length: Some(8192),
+            vocabulary: Some(49_152),
+            blocks: Some(3),
+            width: Some(576),
+            heads: Some(9),
+            kv_heads: Some(3),
+            head_size: Some(64),
+            causal: Some(true),
+            tokenizer: Some(Tokenizer {
+                kind: "gpt2".into(),
+                pre: Some("smollm".into()),
+                tokens: 49_152,
+                special: vec![("bos".into(), "<|im_start|>".into())],
+                chat_template: true,
+            }),
+            ..About::default()
+        },
+        metadata: vec![("general.architecture".into(), "llama".into())],
+        tensors,
+        layers,
+        groups: vec![],
+        warnings: vec![],
+        unknown_ops: vec![],
+        macs_unknown: 0,
+        ..summary()
+    }
+}
+
 /// A summary of `n` layers in nested groups.
 pub fn large(n: usize) -> Summary {
     let mut s = summary();
@@ -177,6 +319,7 @@ pub fn large(n: usize) -> Summary {
             layer(i, &name, ["MatMul", "Add", "Softmax"][i % 3], &["1", "128", "384"], 1000, Some(128_000))
         })
         .collect();
+    s.tensors = tensors(&s.layers);
     s
 }
 

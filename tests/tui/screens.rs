@@ -248,6 +248,28 @@ fn tainted(look: Look, evil: &str) -> App {
         layer.weights = vec![(evil.into(), evil.into(), vec![1])];
     }
     s.layers[3].op = evil.into();
+    s.layers[3].role = evil.into();
+    for t in &mut s.tensors {
+        t.name = evil.into();
+        t.encoding = evil.into();
+        t.role = evil.into();
+    }
+    s.encodings[0].encoding = evil.into();
+    s.by_role[0].kind = evil.into();
+    s.no_graph = Some(evil.into());
+    s.about = tinsmith::formats::About {
+        title: Some(evil.into()),
+        architecture: Some(evil.into()),
+        licence: Some(evil.into()),
+        tokenizer: Some(tinsmith::formats::about::Tokenizer {
+            kind: evil.into(),
+            pre: Some(evil.into()),
+            special: vec![(evil.into(), evil.into())],
+            ..Default::default()
+        }),
+        generation: vec![(evil.into(), evil.into())],
+        ..Default::default()
+    };
     s.inputs[0].name = evil.into();
     s.metadata = vec![(evil.into(), evil.into())];
     s.warnings = vec![evil.into()];
@@ -305,9 +327,24 @@ fn tainted(look: Look, evil: &str) -> App {
 fn hostile_text_reaches_no_cell_and_moves_no_border() {
     for evil in HOSTILE {
         let mut app = tainted(PLAIN, evil);
-        for typed in
-            ["1", "v", "v", "v", "2", "2 r", "Esc 2 Tab", "3", "3 Tab", "3 D", "Esc 4", "4 Tab Tab", "5", "?"]
-        {
+        for typed in [
+            "1",
+            "v",
+            "v",
+            "v",
+            "Tab",
+            "Tab",
+            "2",
+            "2 r",
+            "Esc 2 Tab",
+            "3",
+            "3 Tab",
+            "3 D",
+            "Esc 4",
+            "4 Tab Tab",
+            "5",
+            "?",
+        ] {
             keys(&mut app, typed);
             for (w, h) in SIZES {
                 let buffer = drawn(&app, w, h);

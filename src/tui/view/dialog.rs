@@ -2,7 +2,7 @@
 
 use super::super::action::Context;
 use super::super::app::App;
-use super::super::overlay::{Actions, Confirm, FIELDS, GoalForm, OpenModel, Overlay};
+use super::super::overlay::{Actions, Confirm, FIELDS, GoalForm, OpenModel, Overlay, Purpose};
 use super::super::paint::{Pen, span};
 use super::super::theme::Role;
 use super::doc::wrap;
@@ -120,16 +120,33 @@ fn actions(app: &App, dialog: &Actions, pen: &mut Pen<'_>) {
 fn open(dialog: &OpenModel, pen: &mut Pen<'_>) {
     let width = pen.width().saturating_sub(4).min(100);
     let height = (dialog.paths.len() + 6).clamp(9, pen.height().saturating_sub(2).clamp(9, 24));
-    let inner = boxed(pen, width, height, "Open a model");
+    let inner = boxed(
+        pen,
+        width,
+        height,
+        match dialog.purpose {
+            Purpose::Open => "Open a model",
+            Purpose::Diff => "Compare with a model",
+        },
+    );
     let mut pen = pen.part(inner);
     let used = pen.text(0, 0, "path ", Role::Dim);
     let room = pen.width().saturating_sub(used);
     field(&mut pen, used, 0, room, &dialog.input, !dialog.in_list);
     if dialog.paths.is_empty() {
-        pen.text(0, 2, "Nothing matches. Type the path of an .onnx file; Tab completes.", Role::Dim);
+        pen.text(
+            0,
+            2,
+            "Nothing matches. Type the path of a model file or directory; Tab completes.",
+            Role::Dim,
+        );
         return;
     }
-    let heading = if dialog.input.value().is_empty() { "Recent and nearby" } else { "Matches" };
+    let heading = match (dialog.input.value().is_empty(), dialog.variants.is_empty()) {
+        (true, true) => "Recent and nearby",
+        (true, false) => "Variants, recent and nearby",
+        (false, _) => "Matches",
+    };
     pen.text(0, 2, heading, Role::Dim);
     let window = dialog.list.window(dialog.paths.len(), pen.height().saturating_sub(3));
     for (y, at) in window.enumerate() {

@@ -17,6 +17,16 @@ impl Doc {
         Doc { width: pen.width().saturating_sub(2), lines: Vec::new() }
     }
 
+    /// Columns of a line.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// A line as it is.
+    pub fn line(&mut self, spans: Vec<Span>) {
+        self.lines.push(spans);
+    }
+
     /// A heading, with an empty line before it unless it is the first line.
     pub fn heading(&mut self, title: &str) {
         if !self.lines.is_empty() {
@@ -75,6 +85,8 @@ pub fn wrap(value: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = String::new();
     let mut used = 0;
+    // What no pane can show is never looked at.
+    let value = &value[..value.floor_char_boundary(4 * MOST)];
     let cleaned = text::clean(value, MOST);
     for word in cleaned.split(' ') {
         let columns = text::columns(word);

@@ -14,14 +14,23 @@ use crate::units::{Bytes, Count};
 
 type Titles = (Vec<Span>, Vec<Span>);
 
-const LAYERS: [Column; 7] = [
+const LAYERS: [Column; 8] = [
     flexible("layer", 22),
     left("op", 14, 3),
-    left("output shape", 16, 5),
+    left("output shape", 16, 6),
     right("params", 7, 0),
     right("MACs", 7, 1),
     right("bytes", 9, 2),
     left("share of MACs", 14, 4),
+    left("role", 10, 5),
+];
+const TENSORS: [Column; 6] = [
+    flexible("tensor", 24),
+    left("encoding", 9, 0),
+    left("shape", 14, 2),
+    right("params", 7, 1),
+    right("bytes", 9, 0),
+    left("role", 10, 3),
 ];
 const GROUPS: [Column; 6] = [
     right("group", 5, 0),
@@ -51,6 +60,8 @@ pub(super) fn tree_title(app: &App) -> Titles {
             View::Layers => "Layers",
             View::Groups => "Coupling groups",
             View::Operators => "Operators",
+            View::Tensors => "Tensors",
+            View::Diff => "Diff",
         },
         Role::Title,
     )];
@@ -64,6 +75,10 @@ pub(super) fn tree_title(app: &App) -> Titles {
     let mut note = Vec::new();
     if app.model.loading.is_some() {
         note.push(span("analysing…", Role::Info));
+    } else if app.model.comparing.is_some() {
+        note.push(span("comparing…", Role::Info));
+    } else if let (View::Diff, Some(diff)) = (app.model.view, &app.model.diff) {
+        note.push(span(format!("against {}", crate::text::clean(&diff.after, 32)), Role::Dim));
     } else if let Some(o) = &app.model.opened {
         let s = &o.summary;
         note.push(span(
@@ -75,7 +90,7 @@ pub(super) fn tree_title(app: &App) -> Titles {
 }
 
 /// Total MACs in words; a lower bound is marked.
-fn macs(s: &Summary) -> String {
+pub(super) fn macs(s: &Summary) -> String {
     match (s.macs, s.macs_unknown) {
         (0, 1..) => "unknown MACs".into(),
         (n, 1..) => format!("≥{} MACs", Count(n)),
@@ -97,8 +112,8 @@ pub(super) fn tree(app: &App, pen: &mut Pen<'_>, focused: bool) {
         let help = app.keymap.key_name(Action::Help);
         return super::empty(
             pen,
-            "No model is open. Open an ONNX file to see its layers, parameters, cost and which channels \
-             can be pruned together.",
+            "No model is open. Open an ONNX, GGUF or safetensors file or a checkpoint's directory to see \
+             its layers, parameters, cost and which channels can be pruned together.",
             &[(&open, "open a model"), (&palette, "find a command"), (&help, "all keys")],
         );
     };
@@ -106,6 +121,37 @@ pub(super) fn tree(app: &App, pen: &mut Pen<'_>, focused: bool) {
         View::Layers => layers(app, opened, pen, focused),
         View::Groups => groups(app, &opened.summary, pen, focused),
         View::Operators => operators(app, opened, pen, focused),
+        View::Tensors => tensors(app, &opened.summary, pen, focused),
+        View::Diff => super::differ::rows(app, pen, focused),
+    }
+}
+
+fn tensors(app: &App, summary: &Summary, pen: &mut Pen<'_>, focused: bool) {
+    let grid = Grid::new(&TENSORS, pen.width().saturating_sub(2));
+    grid.header(pen, 0, &TENSORS, None);
+    let rows = &app.model.tensor_rows;
+    if rows.is_empty() {
+        let none = summary.tensors.is_empty();
+        let text = if none { "The model has no weights." } else { "No tensor matches the filter." };
+        pen.text(1, 2, text, Role::Dim);
+        return;
+    }
+    let window = app.model.tensors.window(rows.len(), pen.height().saturating_sub(1));
+    for (y, at) in window.enumerate() {
+        let y = y + 1;
+        let t = &summary.tensors[rows[at]];
+        grid.row(pen, y, &TENSORS, |column| match column {
+            0 => cell(t.name.clone(), Role::Text),
+            1 => cell(t.encoding.clone(), Role::Accent),
+            2 => cell(super::weight::dims(&t.shape), Role::Dim),
+            3 => cell(Count(t.parameters).to_string(), Role::Text),
+            4 => cell(Bytes(t.bytes).to_string(), Role::Text),
+            _ => cell(t.role.clone(), Role::Dim),
+        });
+        if at == app.model.tensors.selected {
+            mark_row(pen, y, focused);
+        }
+        super::clickable(app, pen, y, Pane::Tree, at);
     }
 }
 
@@ -160,6 +206,7 @@ fn layers(app: &App, opened: &Opened, pen: &mut Pen<'_>, focused: bool) {
             (4, _) if node.macs > 0 => cell(Count(node.macs).to_string(), Role::Text),
             (5, _) if node.weight_bytes > 0 => cell(Bytes(node.weight_bytes).to_string(), Role::Text),
             (6, _) if node.macs > 0 => Cell::Bar(node.macs as f64 / total, Role::Bar),
+            (7, Some(layer)) => cell(layer.role.clone(), Role::Dim),
             (3..=5, _) => cell("–", Role::Dim),
             _ => cell("", Role::Text),
         });
@@ -251,6 +298,8 @@ pub(super) fn layer_title(app: &App) -> Titles {
         }
         View::Groups => "Coupling group",
         View::Operators => "Operator",
+        View::Tensors => "Tensor",
+        View::Diff => "Difference",
     };
     (vec![span(title, Role::Title)], vec![])
 }
@@ -263,7 +312,7 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
     match tab.view {
         View::Layers => {
             if let Some(layer) = tab.selected_layer() {
-                one_layer(&mut doc, s, layer);
+                one_layer(&mut doc, app, s, layer);
             } else if let Some(node) = tab.selected_node().and_then(|n| opened.tree.nodes.get(n)) {
                 doc.pair("name", &node.name, Role::Strong);
                 doc.pair("layers", &node.layers.to_string(), Role::Text);
@@ -321,19 +370,31 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
                 doc.item("·", Role::Dim, &layer.name);
             }
         }
+        View::Tensors => {
+            let Some(t) = tab.selected_tensor() else { return };
+            doc.pair("name", &t.name, Role::Strong);
+            super::weight::stored(&mut doc, t);
+            super::weight::elements(&mut doc, app, t, pen.width().saturating_sub(2));
+        }
+        View::Diff => super::differ::detail(&mut doc, app),
     }
     doc.draw(pen, &tab.details);
 }
 
-fn one_layer(doc: &mut Doc, s: &Summary, layer: &Layer) {
+fn one_layer(doc: &mut Doc, app: &App, s: &Summary, layer: &Layer) {
     doc.pair("name", &layer.name, Role::Strong);
     let known = !s.unknown_ops.iter().any(|(op, _)| *op == layer.op);
-    if known {
+    if s.no_graph.is_some() {
+        doc.pair("encoding", &layer.op, Role::Accent);
+    } else if known {
         doc.pair("operator", &layer.op, Role::Accent);
     } else {
         doc.pair("operator", &format!("{} (unknown to this version)", layer.op), Role::Warn);
     }
-    doc.pair("output", &format!("{} [{}]", layer.dtype, shape(layer)), Role::Text);
+    if s.no_graph.is_none() {
+        doc.pair("output", &format!("{} [{}]", layer.dtype, shape(layer)), Role::Text);
+    }
+    doc.pair("role", &layer.role, Role::Text);
     doc.pair("position", &format!("{} of {}", layer.index + 1, s.layers.len()), Role::Text);
     cost(doc, s, layer.parameters, layer.macs, layer.weight_bytes);
     if let Some(bytes) = layer.traffic_bytes {
@@ -355,8 +416,11 @@ fn one_layer(doc: &mut Doc, s: &Summary, layer: &Layer) {
     if !layer.weights.is_empty() {
         doc.heading("Weights");
         for (name, dtype, dims) in &layer.weights {
-            let dims: Vec<String> = dims.iter().map(usize::to_string).collect();
-            doc.item("·", Role::Dim, &format!("{name}  {dtype} [{}]", dims.join("×")));
+            doc.item("·", Role::Dim, &format!("{name}  {dtype} [{}]", super::weight::dims(dims)));
+        }
+        for t in layer.weights.iter().filter_map(|(name, ..)| app.model.tensor(name)) {
+            let width = doc.width();
+            super::weight::elements(doc, app, t, width);
         }
     }
 }
@@ -367,60 +431,9 @@ fn cost(doc: &mut Doc, s: &Summary, parameters: u64, macs: Option<u64>, bytes: u
     };
     doc.pair("parameters", &format!("{}{}", Count(parameters), share(parameters, s.parameters)), Role::Text);
     match macs {
+        _ if s.no_graph.is_some() => {}
         Some(macs) => doc.pair("MACs", &format!("{}{}", Count(macs), share(macs, s.macs)), Role::Text),
         None => doc.pair("MACs", "unknown: the shape is not known", Role::Warn),
     }
     doc.pair("weights", &format!("{}{}", Bytes(bytes), share(bytes, s.weight_bytes)), Role::Text);
-}
-
-pub(super) fn facts_title(_: &App) -> Titles {
-    (vec![span("Model", Role::Title)], vec![])
-}
-
-pub(super) fn facts(app: &App, pen: &mut Pen<'_>) {
-    let Some(opened) = &app.model.opened else { return };
-    let s = &opened.summary;
-    let mut doc = Doc::new(pen);
-    doc.pair("file", &s.name, Role::Strong);
-    doc.pair("format", &format!("{} · {}", s.format, s.producer), Role::Text);
-    doc.pair("size", &Bytes(s.file_bytes).to_string(), Role::Text);
-    doc.pair("parameters", &Count(s.parameters).to_string(), Role::Text);
-    doc.pair("compute", &format!("{} per inference", macs(s)), Role::Text);
-    doc.pair("activations", &format!("{} at the peak", Bytes(s.peak_activation_bytes)), Role::Text);
-    doc.pair("nodes", &s.layers.len().to_string(), Role::Text);
-    let prunable = s.groups.iter().filter(|g| g.prunable).count();
-    doc.pair("groups", &format!("{} coupled, {prunable} prunable", s.groups.len()), Role::Text);
-    if !s.unknown_ops.is_empty() {
-        let list: Vec<String> = s.unknown_ops.iter().map(|(op, n)| format!("{op} ({n})")).collect();
-        doc.pair("unknown ops", &list.join(", "), Role::Warn);
-    }
-    if !s.warnings.is_empty() {
-        doc.heading("Take care");
-        for warning in &s.warnings {
-            doc.item("!", Role::Warn, warning);
-        }
-    }
-    for (title, values) in [("Inputs", &s.inputs), ("Outputs", &s.outputs)] {
-        doc.heading(title);
-        for v in values {
-            let dims = v.shape.as_ref().map_or("?".into(), |d| d.join("×"));
-            doc.item("·", Role::Dim, &format!("{}  {} [{dims}]", v.name, v.dtype));
-        }
-    }
-    if !s.bindings.is_empty() {
-        let list: Vec<String> = s.bindings.iter().map(|(k, v)| format!("{k} = {v}")).collect();
-        doc.pair("counted with", &list.join(", "), Role::Dim);
-    }
-    doc.heading("Operator sets");
-    for (domain, version) in &s.opsets {
-        let domain = if domain.is_empty() { "ai.onnx" } else { domain };
-        doc.item("·", Role::Dim, &format!("{domain} {version}"));
-    }
-    if !s.metadata.is_empty() {
-        doc.heading("Metadata");
-        for (key, value) in &s.metadata {
-            doc.pair(&crate::text::clean(key, 12), value, Role::Text);
-        }
-    }
-    doc.draw(pen, &app.model.facts);
 }
