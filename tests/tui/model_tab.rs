@@ -108,7 +108,8 @@ fn weights_are_read_when_a_key_asks_and_each_once() {
         check(&format!("model-weight-{w}x{h}"), screen(&app, w, h));
     }
     let shown = screen(&app, 120, 40);
-    assert!(shown.contains("outliers") && shown.contains("█"), "{shown}");
+    assert!(shown.contains("mean, std") && shown.contains("█"), "{shown}");
+    assert!(screen(&app, 200, 60).contains("outliers"));
     let failed = Err(Failure { message: "the encoding cannot be read".into() });
     data(&mut app, Data::Weighed { generation: 1, name: name.clone(), result: failed });
     assert!(screen(&app, 120, 40).contains("cannot be read"));

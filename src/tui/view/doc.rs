@@ -80,7 +80,7 @@ impl Doc {
 /// Breaks text at spaces into lines of at most `width` columns; longer words are broken anywhere.
 /// The text is cleaned first, so that what is measured is what is painted. At least one line.
 pub fn wrap(value: &str, width: usize) -> Vec<String> {
-    const MOST: usize = 20_000;
+    const MOST: usize = 4000;
     let width = width.max(1);
     let mut lines = Vec::new();
     let mut line = String::new();

@@ -372,9 +372,11 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
         }
         View::Tensors => {
             let Some(t) = tab.selected_tensor() else { return };
-            doc.pair("name", &t.name, Role::Strong);
+            if !super::weight::is_read(app, t) {
+                doc.pair("name", &t.name, Role::Strong);
+            }
+            super::weight::elements(&mut doc, app, t);
             super::weight::stored(&mut doc, t);
-            super::weight::elements(&mut doc, app, t, pen.width().saturating_sub(2));
         }
         View::Diff => super::differ::detail(&mut doc, app),
     }
@@ -390,6 +392,16 @@ fn one_layer(doc: &mut Doc, app: &App, s: &Summary, layer: &Layer) {
         doc.pair("operator", &layer.op, Role::Accent);
     } else {
         doc.pair("operator", &format!("{} (unknown to this version)", layer.op), Role::Warn);
+    }
+    // What a key asked for stands first.
+    let tensors: Vec<&crate::analysis::TensorInfo> =
+        layer.weights.iter().filter_map(|(name, ..)| app.model.tensor(name)).collect();
+    let read: Vec<_> = tensors.iter().filter(|t| super::weight::is_read(app, t)).collect();
+    for t in &read {
+        super::weight::elements(doc, app, t);
+    }
+    if !read.is_empty() {
+        doc.heading("Layer");
     }
     if s.no_graph.is_none() {
         doc.pair("output", &format!("{} [{}]", layer.dtype, shape(layer)), Role::Text);
@@ -418,9 +430,8 @@ fn one_layer(doc: &mut Doc, app: &App, s: &Summary, layer: &Layer) {
         for (name, dtype, dims) in &layer.weights {
             doc.item("·", Role::Dim, &format!("{name}  {dtype} [{}]", super::weight::dims(dims)));
         }
-        for t in layer.weights.iter().filter_map(|(name, ..)| app.model.tensor(name)) {
-            let width = doc.width();
-            super::weight::elements(doc, app, t, width);
+        for t in tensors.iter().filter(|t| !super::weight::is_read(app, t)) {
+            super::weight::elements(doc, app, t);
         }
     }
 }

@@ -31,8 +31,14 @@ pub(super) fn stored(doc: &mut Doc, t: &TensorInfo) {
     doc.pair("stored in", &format!("{}, {bits:.2} bits per element", Bytes(t.bytes)), Role::Text);
 }
 
+/// Whether the elements of a weight are known.
+pub(super) fn is_read(app: &App, t: &TensorInfo) -> bool {
+    t.distribution.is_some() || matches!(app.model.weighed.get(&t.name), Some(Weighed::Ready(_)))
+}
+
 /// The elements of a weight as far as they are known, or how to get them.
-pub(super) fn elements(doc: &mut Doc, app: &App, t: &TensorInfo, width: usize) {
+pub(super) fn elements(doc: &mut Doc, app: &App, t: &TensorInfo) {
+    let width = doc.width();
     let known = app.model.weighed.get(&t.name);
     match (known, &t.distribution) {
         (Some(Weighed::Ready(d)), _) => distribution(doc, t, d, width),
