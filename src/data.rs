@@ -1,18 +1,22 @@
 //! Datasets for calibration and evaluation. A data spec enters; batches of named tensors, labels and a
 //! hash of the content leave. Knows no model; whoever binds a dataset to one passes the input's name.
 //!
-//! Specs: `KIND:PLACE[?OPTION=VALUE&...][#FROM..TO]`
+//! Specs: `KIND:PLACE[?OPTION=VALUE&...][#FROM..TO]`, where any spec may choose rows by
+//! `shuffle=SEED`, `split=train|test` and `part=SHARE`; docs/data.md has them all.
 //!
 //! | spec | rows |
 //! |---|---|
 //! | `digits:train`, `digits:test` | the embedded sample, fixed split |
+//! | `mnist:FILE`, `mnist:DIR` | handwritten digits as CSV or idx files |
 //! | `csv:FILE?label=last&shape=1,8,8&scale=16` | numbers, one row a sample, `.gz` too |
-//! | `npy:FILE?labels=FILE` | one array, first axis is the sample |
+//! | `npy:FILE?labels=FILE`, `npz:FILE?input=NAME&labels=NAME` | one array, first axis is the sample |
 //! | `bytes:DIR?labels=CONFIG.json` | first and last bytes of files, as byte classifiers read them |
+//! | `text:FILE`, `jsonl:FILE`, `csv:FILE?text=COLUMN` | texts, see [`TextSet`] |
 
 mod bytes;
 mod csv;
 mod digits;
+mod mnist;
 mod npy;
 mod npz;
 mod place;
@@ -64,6 +68,19 @@ struct Rows {
     notes: Vec<String>,
 }
 
+impl Rows {
+    /// The chosen rows, in their order; all where none is chosen.
+    fn chosen(mut self, chosen: Option<Vec<usize>>) -> Rows {
+        if let Some(chosen) = chosen {
+            self.input = self.input.selected(0, &chosen);
+            if !self.labels.is_empty() {
+                self.labels = chosen.iter().map(|i| self.labels[*i]).collect();
+            }
+        }
+        self
+    }
+}
+
 impl DataSet {
     /// Reads the data that a spec names. Errors name file, row and column or the faulty option.
     pub fn open(text: &str) -> Result<DataSet> {
@@ -84,26 +101,22 @@ impl DataSet {
             "npy" => npy::read(&spec)?,
             "npz" => npz::read(&spec)?,
             "bytes" => bytes::read(&spec)?,
+            "mnist" => mnist::read(&spec)?,
             other => {
                 return Err(Error::usage("DATA-KIND", "unknown kind of data")
                     .field(text)
                     .found(other)
-                    .limit("digits, csv, npy, bytes")
+                    .limit("digits, mnist, csv, npy, npz, bytes; text and jsonl for tasks on texts")
                     .hint("for example csv:FILE?label=last or digits:test"));
             }
         };
-        DataSet::assemble(text, &selection, rows)
+        let count = rows.input.shape().first().copied().unwrap_or(0);
+        let chosen = selection.apply(count, &rows.labels)?;
+        DataSet::assemble(text, rows.chosen(chosen))
     }
 
-    fn assemble(text: &str, selection: &Selection, rows: Rows) -> Result<DataSet> {
-        let Rows { mut input, mut labels, classes, notes } = rows;
-        let count = input.shape().first().copied().unwrap_or(0);
-        if let Some(chosen) = selection.apply(count, &labels).map_err(|e| e.field(text))? {
-            input = input.selected(0, &chosen);
-            if !labels.is_empty() {
-                labels = chosen.iter().map(|i| labels[*i]).collect();
-            }
-        }
+    fn assemble(text: &str, rows: Rows) -> Result<DataSet> {
+        let Rows { input, labels, classes, notes } = rows;
         if input.shape().first().copied().unwrap_or(0) == 0 {
             return Err(Error::invalid("DATA-EMPTY", "the data has no rows").field(text));
         }

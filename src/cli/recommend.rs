@@ -5,6 +5,7 @@ use super::goal::{DataArgs, GoalArgs};
 use super::inspect::Binding;
 use super::run;
 use crate::analysis::{self, Options};
+use crate::data::{DataSet, TextSet};
 use crate::error::{Error, Result};
 use crate::hardware::Device;
 use crate::plan::{self, DeviceFacts, Question, Recipe, Recommendation};
@@ -63,9 +64,14 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
 
 fn answer(context: &Context, args: &Args) -> Result<Recommendation> {
     let data = args.data.spec();
-    for spec in [&data.train, &data.calibration, &data.eval].into_iter().flatten() {
-        // Recipes with data that cannot be read are no proposals.
-        crate::data::DataSet::open(spec)?;
+    // Recipes with data that cannot be read are no proposals.
+    for spec in [&data.train, &data.calibration].into_iter().flatten() {
+        DataSet::open(spec)?;
+    }
+    match &data.eval {
+        Some(spec) if TextSet::is_text(spec) => drop(TextSet::open(spec)?),
+        Some(spec) => drop(DataSet::open(spec)?),
+        None => {}
     }
     let device = Device::named(&args.device, &context.paths)?;
     let options = Options { bindings: args.binding.sizes()?, ..Options::default() };

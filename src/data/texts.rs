@@ -104,6 +104,8 @@ impl Content {
 struct File {
     path: PathBuf,
     content: Content,
+    /// From its first to its last row.
+    span: (u64, u64),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -267,7 +269,13 @@ impl TextSet {
                 last = *next;
                 at += 1;
             }
-            Some(self.between(first, last.end))
+            let file = &self.files[first.file as usize];
+            // All rows of a file are the whole of it, white space at both ends included.
+            let (start, end) = match (first.start, last.end) == file.span {
+                true => (0, file.content.len()),
+                false => (first.start, last.end),
+            };
+            Some(self.between(Row { start, ..first }, end))
         })
     }
 
@@ -293,7 +301,7 @@ fn expand(path: &str) -> Vec<String> {
 }
 
 /// Every file below a directory, in the order of their paths; hidden ones are left out.
-fn below(directory: &Path, suffix: Option<&str>) -> Result<Vec<PathBuf>> {
+pub(super) fn below(directory: &Path, suffix: Option<&str>) -> Result<Vec<PathBuf>> {
     let mut out = Vec::new();
     let mut left = vec![directory.to_path_buf()];
     while let Some(directory) = left.pop() {
@@ -376,7 +384,9 @@ fn files(spec: &Spec) -> Result<Found> {
             found.labels.extend(std::iter::repeat_n(class, rows.len() - from));
         }
         found.digests.push(save::sha256(&hash.finalize()));
-        found.files.push(File { path, content });
+        let new = rows.get(from..).unwrap_or_default();
+        let span = (new.first().map_or(0, |r| r.start), new.last().map_or(0, |r| r.end));
+        found.files.push(File { path, content, span });
     }
     match label.as_deref() {
         None => {}

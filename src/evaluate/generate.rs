@@ -10,8 +10,8 @@ pub use sample::Sampling;
 use super::tasks::{Engine, runner};
 use crate::child::{Child, Handler, Limits, Link};
 use crate::error::{Error, Result};
-use crate::formats::generation::Generation as Settings;
-use crate::formats::{self, Tokenizer};
+use crate::formats::generation::ends;
+use crate::formats::{Limits as FileLimits, Tokenizer};
 use crate::monitor::Monitor;
 use crate::runtime::{Kept, SessionOptions};
 use crate::tensor::Tensor;
@@ -157,7 +157,7 @@ pub fn run(
     piece: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Generated> {
     let tokenizer = Tokenizer::open(options.tokenizer.as_deref().unwrap_or(model))?;
-    let settings = Settings::open(model, &tokenizer, &formats::Limits::from_env()?)?;
+    let ends = ends(model, &tokenizer, &FileLimits::from_env()?)?;
     let prompt = prompt(&tokenizer, options)?;
     let longest = tokenizer.longest().unwrap_or(usize::MAX);
     if prompt.is_empty() || prompt.len() >= longest {
@@ -196,7 +196,7 @@ pub fn run(
         })?;
         tokens.push(token);
         sequence.push(token);
-        if settings.eos.contains(&token) {
+        if ends.contains(&token) {
             break Stop::End;
         }
         let new = stream.push(token)?;

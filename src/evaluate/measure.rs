@@ -12,8 +12,10 @@ pub(super) use subject::handler;
 use super::measurement::{Conditions, Measurement, SCHEMA_VERSION};
 use super::noise::Watch;
 use super::parity::parity;
+use super::tasks::{self, Engine, Task, TaskOptions};
 use super::{accuracy, stats};
 use crate::child::{Child, Limits};
+use crate::data::{DataSet, TextSet};
 use crate::error::{Error, Kind, Result};
 use crate::hardware::Machine;
 use crate::monitor::{Level, Monitor};
@@ -182,7 +184,11 @@ pub fn compare_variants(
     check(options)?;
     if let Some(eval) = &options.eval {
         // Data that cannot be used are one error, not one for each variant.
-        crate::data::DataSet::open(eval)?;
+        if TextSet::is_text(eval) {
+            TextSet::open(eval)?;
+        } else {
+            DataSet::open(eval)?;
+        }
     }
     let machine = Machine::detect();
     let cpus = if options.pin { cpus_for(options.threads, &machine) } else { Vec::new() };
@@ -336,7 +342,7 @@ fn load<'a>(
         shapes: options.shapes.clone(),
         dimensions: options.dimensions.clone(),
         seed: options.seed,
-        eval: options.eval.clone(),
+        eval: options.eval.clone().filter(|spec| !TextSet::is_text(spec)),
         outputs: work.join(index.to_string()),
     };
     match subject.ask(&question, monitor) {
@@ -435,7 +441,9 @@ fn finish(subject: &mut Subject<'_>, options: &MeasureOptions, monitor: &dyn Mon
         subject.row.throughput_per_s =
             subject.row.latency_ms.as_ref().filter(|l| l.p50 > 0.0).map(|l| batch as f64 * 1e3 / l.p50);
     }
-    if let Some(eval) = &options.eval {
+    if let Some(eval) = options.eval.as_ref().filter(|spec| TextSet::is_text(spec)) {
+        judge_on_texts(subject, eval, options, monitor)?;
+    } else if let Some(eval) = &options.eval {
         let question = Question::Accuracy { data: eval.clone(), batch: options.eval_batch };
         match subject.ask(&question, monitor) {
             Some(Ok(Answer::Accuracy { correct, data_hash })) => {
@@ -452,6 +460,34 @@ fn finish(subject: &mut Subject<'_>, options: &MeasureOptions, monitor: &dyn Mon
     }
     if let Some(child) = subject.child.take() {
         child.finish();
+    }
+    Ok(())
+}
+
+/// Quality on texts: by the task that the model's first output is for.
+fn judge_on_texts(
+    subject: &mut Subject<'_>,
+    eval: &str,
+    options: &MeasureOptions,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let Some((name, rank)) = subject.loaded.as_ref().and_then(Loaded::first_output) else { return Ok(()) };
+    let task = match rank {
+        3 if name == "logits" => Task::Lm,
+        2 if name == "logits" => Task::Classify,
+        _ => Task::Embed,
+    };
+    let task_options = TaskOptions {
+        threads: options.threads,
+        batch: options.eval_batch,
+        seed: options.seed,
+        wall: options.wall,
+        ..TaskOptions::new(task, eval, Engine::OnnxRuntime(options.library.clone()))
+    };
+    match tasks::evaluate(&subject.spec.path, &task_options, monitor) {
+        Ok(evaluation) => subject.row.quality = Some(evaluation.quality),
+        Err(e) if matches!(e.kind(), Kind::Stopped | Kind::Interrupted) => return Err(e),
+        Err(e) => subject.row.failures.push(format!("failed: quality: {e}")),
     }
     Ok(())
 }

@@ -67,7 +67,7 @@ pub(super) fn json_lines(spec: &Spec) -> Result<Found> {
     (found.labels, found.classes) = index_labels(&labels).map_err(|e| e.file(&path))?;
     found.field = Some(field);
     found.digests.push(save::sha256(&hash.finalize()));
-    found.files.push(File { path, content });
+    found.files.push(File { path, content, span: (0, 0) });
     Ok(found)
 }
 
@@ -121,7 +121,7 @@ pub(super) fn columns(spec: &Spec) -> Result<Found> {
     }
     (found.labels, found.classes) = index_labels(&labels).map_err(|e| e.file(&path))?;
     found.digests.push(digest);
-    found.files.push(File { path, content: Content::Memory(bytes.into()) });
+    found.files.push(File { path, content: Content::Memory(bytes.into()), span: (0, 0) });
     Ok(found)
 }
 

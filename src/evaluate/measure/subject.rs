@@ -63,6 +63,11 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// Name and number of axes of the first output.
+    pub(super) fn first_output(&self) -> Option<(&str, usize)> {
+        self.outputs.first().map(|(name, _, shape)| (name.as_str(), shape.len()))
+    }
+
     /// The outputs of the first run, from the directory that the child was given.
     pub(super) fn read_outputs(&self, directory: &Path) -> Result<Vec<(String, Tensor)>> {
         let read = |(index, (name, dtype, shape)): (usize, &(String, DType, Vec<usize>))| {

@@ -8,7 +8,7 @@ mod resolved;
 
 use super::measure::{self, Interleaved};
 use super::{Activity, Context, Work};
-use crate::data::DataSet;
+use crate::data::{DataSet, TextSet};
 use crate::error::{Error, Kind, Result};
 use crate::export;
 use crate::formats::{self, SaveOptions};
@@ -143,7 +143,12 @@ impl Run {
 
 /// Evaluation data must be there, with labels, before hours are spent on what it shall judge.
 fn labelled(spec: &str) -> Result<()> {
-    let data = DataSet::open(spec).map_err(|e| e.at_field(format!("data.eval \"{spec}\"")))?;
+    let named = |e: Error| e.at_field(format!("data.eval \"{spec}\""));
+    if TextSet::is_text(spec) {
+        // Language models are judged on texts without labels.
+        return TextSet::open(spec).map(drop).map_err(named);
+    }
+    let data = DataSet::open(spec).map_err(named)?;
     if data.labels().is_empty() {
         return Err(Error::usage("EVAL-LABELS", "these data have no labels")
             .field(format!("data.eval \"{spec}\""))
