@@ -7,6 +7,7 @@ use crate::analysis::Summary;
 use crate::analysis::diff::Diff;
 use crate::compare::Comparison;
 use crate::error::Result;
+use crate::evaluate::generate::Generated;
 use crate::evaluate::measurement::Measurement;
 use crate::plan::{DataSpec, Goal, Recipe};
 use crate::tensor::Distribution;
@@ -35,6 +36,15 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<Ranked>;
     /// Variants against the one at `baseline`.
     fn compare(&self, measurements: &[Measurement], baseline: usize, goal: &Goal) -> Result<Comparison>;
+    /// What a language model says to a prompt, at most `most` tokens, the most likely ones; `piece` gets
+    /// the text as it comes, and its error ends the model.
+    fn say(
+        &self,
+        model: &Path,
+        prompt: &str,
+        most: usize,
+        piece: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<Generated>;
     /// Queues a job and starts it when its turn comes; returns its id.
     fn submit(&self, recipe: &Recipe) -> Result<String>;
     /// Asks something of a job.

@@ -8,11 +8,15 @@ use crate::analysis::{self, Summary};
 use crate::compare::Comparison;
 use crate::config::{Paths, Settings};
 use crate::error::{Error, Result};
+use crate::evaluate::generate::{GenerateOptions, Generated, generate};
 use crate::evaluate::measurement::Measurement;
+use crate::evaluate::tasks::Engine;
+use crate::export;
 use crate::hardware::Device;
 use crate::jobs::{self, JobHandle, JobState, Request, Status, Tail};
-use crate::monitor::Switch;
+use crate::monitor::{Silent, Switch};
 use crate::plan::{self, DataSpec, DeviceFacts, Goal, Question, Recipe};
+use crate::runtime;
 use crate::save;
 use crate::tensor::Distribution;
 use serde::{Deserialize, Serialize};
@@ -76,11 +80,28 @@ impl Backend for Local {
     }
 
     fn weight(&self, path: &Path, name: &str) -> Result<Distribution> {
-        analysis::weight_in_child(path, name, &crate::monitor::Silent)
+        analysis::weight_in_child(path, name, &Silent)
     }
 
     fn diff(&self, before: &Path, after: &Path) -> Result<Diff> {
-        analysis::diff_in_child(before, after, &analysis::Options::default(), &crate::monitor::Silent)
+        analysis::diff_in_child(before, after, &analysis::Options::default(), &Silent)
+    }
+
+    fn say(
+        &self,
+        model: &Path,
+        prompt: &str,
+        most: usize,
+        piece: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<Generated> {
+        let library = runtime::ensure(&self.paths, &Silent)?.library;
+        let model = export::ready(model, &self.paths, &Silent)?;
+        let options = GenerateOptions {
+            max_tokens: most,
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            ..GenerateOptions::new(prompt, Engine::OnnxRuntime(library))
+        };
+        generate(&model, &options, &Silent, piece)
     }
 
     fn devices(&self) -> Result<Vec<String>> {
