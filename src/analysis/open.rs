@@ -6,6 +6,7 @@ use crate::graph::Graph;
 use std::path::Path;
 
 /// What was read.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is taken apart at once")]
 pub(super) enum Model {
     /// A file that holds a graph.
     Graph(Opened),

@@ -119,7 +119,7 @@ pub(super) fn totals<'a>(layers: &'a [Layer], kind: impl Fn(&'a Layer) -> &'a st
         sum.activation_bytes = sum.activation_bytes.saturating_add(layer.activation_bytes.unwrap_or(0));
     }
     let mut totals: Vec<Total> = sums.into_values().collect();
-    totals.sort_by(|a, b| (b.macs, b.parameters, b.layers).cmp(&(a.macs, a.parameters, a.layers)));
+    totals.sort_by_key(|t| std::cmp::Reverse((t.macs, t.parameters, t.layers)));
     totals
 }
 

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 
 /// A known format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "ChatML is the name of the format")]
 pub(super) enum Chat {
     ChatMl,
     Llama3,

@@ -165,7 +165,7 @@ fn ropes(
     };
     let part = part.or(fields.positive("partial_rotary_factor")?).unwrap_or(1.0);
     let dims = (head_size as f64 * part) as usize;
-    if dims == 0 || dims % 2 != 0 || dims > head_size {
+    if dims == 0 || !dims.is_multiple_of(2) || dims > head_size {
         return Err(fields.unsupported(
             "partial_rotary_factor",
             part,

@@ -161,7 +161,7 @@ fn windows(keys: &Keys<'_>, family: &Family, layers: usize) -> Result<Vec<Option
     let windowed = |i: usize| match family.windows {
         // Files of Mistral call themselves Llama.
         Windows::Never | Windows::All => true,
-        Windows::AllBut(n) => (i + 1) % n != 0,
+        Windows::AllBut(n) => !(i + 1).is_multiple_of(n),
         Windows::Switched => false,
     };
     Ok((0..layers).map(|i| width.filter(|_| windowed(i))).collect())
