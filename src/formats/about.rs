@@ -118,7 +118,7 @@ impl About {
             let causal = |c: &&str| {
                 c.contains("CausalLM") || c.contains("LMHead") || c.contains("ConditionalGeneration")
             };
-            self.causal = Some(classes.iter().any(|c| causal(c)));
+            self.causal = Some(classes.iter().any(causal));
         }
         if let Some(q) = config.get("quantization_config") {
             let method = q.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed method");
