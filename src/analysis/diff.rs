@@ -38,6 +38,8 @@ pub struct DiffTotal {
 pub enum ChangeKind {
     /// It is in both models and not the same.
     Changed,
+    /// Its elements are the same in another encoding.
+    Recoded,
     /// It is the same but for its name.
     Renamed,
     /// Only the model before has it.
@@ -51,6 +53,7 @@ impl ChangeKind {
     pub fn word(self) -> &'static str {
         match self {
             ChangeKind::Changed => "changed",
+            ChangeKind::Recoded => "recoded",
             ChangeKind::Renamed => "renamed",
             ChangeKind::Removed => "removed",
             ChangeKind::Added => "added",
@@ -103,6 +106,8 @@ pub struct Counts {
     pub same: usize,
     /// In both, and different.
     pub changed: usize,
+    /// The same elements in another encoding.
+    pub recoded: usize,
     /// The same under another name.
     pub renamed: usize,
     /// Only before.
@@ -116,6 +121,7 @@ impl Counts {
         *match change {
             None => &mut self.same,
             Some(ChangeKind::Changed) => &mut self.changed,
+            Some(ChangeKind::Recoded) => &mut self.recoded,
             Some(ChangeKind::Renamed) => &mut self.renamed,
             Some(ChangeKind::Removed) => &mut self.removed,
             Some(ChangeKind::Added) => &mut self.added,
@@ -127,6 +133,7 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = [
             (self.same, "the same"),
+            (self.recoded, "recoded"),
             (self.renamed, "renamed"),
             (self.changed, "changed"),
             (self.removed, "removed"),

@@ -48,7 +48,7 @@ pub fn differences(d: &Diff, brief: bool) -> Result<Report> {
     let mut weights: Vec<&WeightChange> = d
         .weights
         .iter()
-        .filter(|w| !brief || !matches!(w.change, None | Some(ChangeKind::Renamed)))
+        .filter(|w| !brief || !matches!(w.change, None | Some(ChangeKind::Renamed | ChangeKind::Recoded)))
         .collect();
     if brief {
         // The farthest apart first; those without numbers stand before them.

@@ -215,12 +215,14 @@ impl ModelTab {
             let named = |name: &str, change: Option<ChangeKind>, renamed: &Option<String>| {
                 change.is_some_and(|c| fits(&[name, c.word(), renamed.as_deref().unwrap_or("")]))
             };
-            // What is merely renamed stands last.
+            // What is merely renamed or stored another way stands last.
             let weight = |renamed: bool| {
                 diff.weights
                     .iter()
                     .enumerate()
-                    .filter(move |(_, w)| (w.change == Some(ChangeKind::Renamed)) == renamed)
+                    .filter(move |(_, w)| {
+                        matches!(w.change, Some(ChangeKind::Renamed | ChangeKind::Recoded)) == renamed
+                    })
                     .filter(|(_, w)| named(&w.name, w.change, &w.renamed))
                     .map(|(i, _)| DiffRow::Weight(i))
             };
@@ -243,6 +245,7 @@ impl ModelTab {
         self.diff = Some(Arc::new(diff));
         self.diff_with = after;
         self.view = View::Diff;
+        self.filter.clear();
         self.differences = List::default();
         self.refresh();
     }

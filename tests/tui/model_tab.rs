@@ -58,7 +58,7 @@ fn difference() -> Diff {
         totals: vec![DiffTotal { name: "parameters".into(), before: 3_651_264, after: 3_540_672 }],
         by_name: 7,
         by_structure: 2,
-        layer_counts: Counts { same: 6, changed: 1, renamed: 1, removed: 1, added: 0 },
+        layer_counts: Counts { same: 6, changed: 1, renamed: 1, removed: 1, ..Counts::default() },
         layers: vec![
             layer("layers.0.attention.q", ChangeKind::Changed, &["output", "weights"]),
             layer("layers.1.mlp.up", ChangeKind::Renamed, &[]),

@@ -3,7 +3,9 @@
 use super::{ChangeKind, Counts, LayerChange};
 use crate::analysis::summary::{Layer, Summary};
 use crate::graph::Graph;
+use crate::graph::constants::Constants;
 use crate::graph::diff::{Matching, spelled};
+use crate::tensor::DType;
 use std::collections::HashMap;
 
 #[derive(Default)]
@@ -18,9 +20,10 @@ pub(super) fn changes(m: &Matching, before: (&Graph, &Summary), after: (&Graph, 
     let partner: HashMap<usize, usize> = m.nodes.iter().map(|(a, b, _)| (*a, *b)).collect();
     let mut rows: Vec<(usize, LayerChange)> = Vec::new();
     let (uses_a, uses_b) = (before.0.uses(), after.0.uses());
+    let (held_a, held_b) = (Constants::of(before.0), Constants::of(after.0));
     for (a, b, _) in &m.nodes {
         let (Some(old), Some(new)) = (before.1.layers.get(*a), after.1.layers.get(*b)) else { continue };
-        let mut what = differences(before.0, *a, old, after.0, *b, new);
+        let mut what = differences((before.0, &held_a, *a, old), (after.0, &held_b, *b, new));
         let rewired = before.0.node(*a).inputs.iter().zip(&after.0.node(*b).inputs).any(|(v, w)| {
             let from = |uses: &crate::graph::Uses, v: &Option<crate::graph::ValueId>| {
                 v.and_then(|v| uses.producer(v)).map(|(node, _)| node)
@@ -57,7 +60,10 @@ pub(super) fn changes(m: &Matching, before: (&Graph, &Summary), after: (&Graph, 
     found
 }
 
-fn differences(a: &Graph, i: usize, old: &Layer, b: &Graph, j: usize, new: &Layer) -> Vec<String> {
+/// A node in its graph, with its layer.
+type Placed<'a> = (&'a Graph, &'a Constants<'a>, usize, &'a Layer);
+
+fn differences((a, held_a, i, old): Placed<'_>, (b, held_b, j, new): Placed<'_>) -> Vec<String> {
     let mut what = Vec::new();
     let mut note = |differs: bool, word: &str| {
         if differs {
@@ -73,10 +79,12 @@ fn differences(a: &Graph, i: usize, old: &Layer, b: &Graph, j: usize, new: &Laye
     };
     note(old.op == new.op && attributes(a, i) != attributes(b, j), "attributes");
     note((&old.dtype, &old.output_shape) != (&new.dtype, &new.output_shape), "output");
-    let weights = |l: &Layer| -> Vec<(String, Vec<usize>)> {
-        l.weights.iter().map(|(_, t, s)| (t.clone(), s.clone())).collect()
-    };
-    note(weights(old) != weights(new), "weights");
+    // As the graph sees them: how they are stored is a matter of the weights.
+    fn weights(g: &Graph, held: &Constants<'_>, i: usize) -> Vec<(DType, Vec<usize>)> {
+        let inputs = g.node(i).inputs.iter().flatten();
+        inputs.filter_map(|v| held.weight(*v)).map(|t| (t.dtype(), t.shape().to_vec())).collect()
+    }
+    note(weights(a, held_a, i) != weights(b, held_b, j), "weights");
     what
 }
 

@@ -83,6 +83,6 @@ fn a_turned_weight_is_compared_as_it_is_used() {
     let d = go(&model("", ramp(8), 4, ramp(12), false), &model("", ramp(8), 4, ramp(12), true));
     let w = d.weights.iter().find(|w| w.name == "w2").unwrap();
     assert_eq!(w.difference.map(|d| (d.differing, d.cosine)), Some((0, Some(1.0))));
-    assert_eq!(w.change, Some(ChangeKind::Changed), "it is stored another way");
+    assert_eq!(w.change, Some(ChangeKind::Recoded), "it is stored another way");
     assert!(d.layers[0].what.contains(&"operator".to_string()));
 }

@@ -227,12 +227,14 @@ fn compare(
         }
         _ => None,
     };
-    let same = a.shape == b.shape && a.encoding == b.encoding && difference.is_none_or(|d| d.identical);
+    // Formats spell the plain types in their own way.
+    let stored_alike = a.shape == b.shape && a.encoding.eq_ignore_ascii_case(&b.encoding);
     let renamed = (a.name != b.name).then(|| b.name.clone());
-    let change = match (same, &renamed) {
-        (false, _) => Some(ChangeKind::Changed),
-        (true, Some(_)) => Some(ChangeKind::Renamed),
-        (true, None) => None,
+    let change = match (stored_alike, difference.map(|d| d.identical)) {
+        (_, Some(false)) | (false, None) => Some(ChangeKind::Changed),
+        (false, Some(true)) => Some(ChangeKind::Recoded),
+        (true, _) if renamed.is_some() => Some(ChangeKind::Renamed),
+        (true, _) => None,
     };
     Ok(WeightChange {
         name: a.name.clone(),

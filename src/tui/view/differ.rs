@@ -66,7 +66,7 @@ pub(super) fn rows(app: &App, pen: &mut Pen<'_>, focused: bool) {
 fn role(change: ChangeKind) -> Role {
     match change {
         ChangeKind::Changed => Role::Warn,
-        ChangeKind::Renamed => Role::Dim,
+        ChangeKind::Renamed | ChangeKind::Recoded => Role::Dim,
         ChangeKind::Removed => Role::Bad,
         ChangeKind::Added => Role::Good,
     }
