@@ -4,6 +4,8 @@
 mod fixtures;
 #[path = "tui/flows.rs"]
 mod flows;
+#[path = "tui/say.rs"]
+mod say;
 #[path = "tui/model_tab.rs"]
 mod model_tab;
 #[path = "tui/picture.rs"]

@@ -133,6 +133,7 @@ actions! {
     Baseline "baseline" ["b"] Compare 2 "baseline" "Make the selected variant the baseline." App::has_comparison;
     Differences "differences" ["i"] Compare 4 "differences" "Show only the columns that differ between variants." App::has_comparison;
     Axes "axes" ["v"] Compare 5 "axes" "Choose what the scatter plots against quality: latency, size, memory." App::has_comparison;
+    Say "say" ["w"] Compare 6 "text" "Let the baseline and the selected variant go on from a prompt, side by side (language models)." App::has_comparison;
     Scatter "scatter" ["t"] Compare 3 "table/scatter" "Switch between the table and the scatter." App::has_comparison;
 
     Wrap "wrap" ["w"] Log 3 "wrap" "Wrap long lines, or cut them." always;

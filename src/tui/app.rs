@@ -181,6 +181,24 @@ pub enum Data {
         /// What changed.
         result: Result<Box<Diff>, Failure>,
     },
+    /// A model wrote a piece of text.
+    Wrote {
+        /// Which request this answers.
+        generation: u64,
+        /// Which of its models.
+        side: usize,
+        /// The piece.
+        text: String,
+    },
+    /// A model ended its text.
+    Said {
+        /// Which request this answers.
+        generation: u64,
+        /// Which of its models.
+        side: usize,
+        /// A line about speed, or what went wrong.
+        result: Result<String, Failure>,
+    },
     /// Device profiles.
     Devices(Vec<String>),
     /// Proposals for the goal.
@@ -251,6 +269,15 @@ pub enum Effect {
         path: PathBuf,
         /// Name of the weight.
         name: String,
+    },
+    /// Let models go on from a prompt, one after the other.
+    Say {
+        /// Number of the request.
+        generation: u64,
+        /// Files.
+        models: Vec<PathBuf>,
+        /// The prompt.
+        prompt: String,
     },
     /// Compare two models.
     Differ {
@@ -373,6 +400,8 @@ pub struct App {
     pub zoomed: bool,
     /// A dialog over the tab.
     pub overlay: Option<Overlay>,
+    /// Newest request for texts.
+    pub says: u64,
     /// A short message.
     pub toast: Option<Toast>,
     /// Held view.
@@ -415,6 +444,7 @@ impl App {
             focus: [0; 5],
             zoomed: false,
             overlay: None,
+            says: 0,
             toast: None,
             frozen: None,
             mouse: !look.ssh,

@@ -224,11 +224,18 @@ fn spawn_worker(
     sender: SyncSender<Incoming>,
 ) {
     let failed = failure_of(&effect);
+    let pieces = sender.clone();
     let spawned = std::thread::Builder::new().name("work".into()).spawn(move || {
         let data = catch_unwind(AssertUnwindSafe(|| {
             #[cfg(debug_assertions)]
             fault("work");
-            work(effect, &goal, &*backend)
+            match effect {
+                Effect::Say { generation, models, prompt } => {
+                    say(&*backend, generation, &models, &prompt, &pieces);
+                    None
+                }
+                effect => work(effect, &goal, &*backend),
+            }
         }))
         .unwrap_or_else(|_| failed("this failed inside; the log has no more".into()));
         if let Some(data) = data {
@@ -237,6 +244,35 @@ fn spawn_worker(
     });
     // A machine without a thread to spare shows it by nothing happening; the next key tries again.
     drop(spawned);
+}
+
+/// Tokens that a model writes for a look at it.
+const TOKENS: usize = 100;
+
+/// Lets models write, one after the other so that each has the whole machine.
+fn say(
+    backend: &dyn Backend,
+    generation: u64,
+    models: &[PathBuf],
+    prompt: &str,
+    sender: &SyncSender<Incoming>,
+) {
+    let send = |data: Data| sender.send(Incoming::Msg(Msg::Data(data))).is_ok();
+    for (side, model) in models.iter().enumerate() {
+        let mut piece = |text: &str| match send(Data::Wrote { generation, side, text: text.to_string() }) {
+            true => Ok(()),
+            false => Err(Error::stopped("STOPPED", "nobody looks any more")),
+        };
+        let said = backend.say(model, prompt, TOKENS, &mut piece);
+        let result = said.map_err(Failure::from).map(|said| {
+            let decode =
+                said.tokens_per_s.decode.map_or_else(String::new, |d| format!(" at {d:.1} tokens/s"));
+            format!("{} tokens{decode}", said.tokens.len())
+        });
+        if !send(Data::Said { generation, side, result }) {
+            return;
+        }
+    }
 }
 
 fn failure_of(effect: &Effect) -> Box<dyn Fn(String) -> Option<Data> + Send> {
@@ -325,6 +361,7 @@ fn work(effect: Effect, goal: &crate::plan::Goal, backend: &dyn Backend) -> Opti
             });
             Data::Done(done.map_err(Failure::from))
         }
+        Effect::Say { .. } => return None,
         Effect::Copy(_) | Effect::Mouse(_) | Effect::Redraw | Effect::Suspend | Effect::Quit { .. } => {
             return None;
         }

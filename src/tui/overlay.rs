@@ -2,10 +2,11 @@
 //! dialog decided leaves as an [`Outcome`]. Knows no terminal.
 
 use super::action::{Action, Spec, TABLE};
-use super::app::{App, Effect, Tab};
+use super::app::{App, Effect, Failure, Tab};
 use super::list::List;
 use crate::plan::{DataSpec, Goal};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use std::path::PathBuf;
 use tui_input::{Input, InputRequest};
 
 /// Longest text that a field takes.
@@ -24,6 +25,45 @@ pub enum Overlay {
     Confirm(Box<Confirm>),
     /// The goal.
     Goal(Box<GoalForm>),
+    /// A prompt for language models.
+    Prompt(Box<Prompt>),
+    /// What language models made of a prompt.
+    Texts(Box<Texts>),
+}
+
+/// A prompt, and the models that will go on from it.
+#[derive(Debug)]
+pub struct Prompt {
+    /// What was typed.
+    pub input: Input,
+    /// Name and file of each model.
+    pub models: Vec<(String, PathBuf)>,
+}
+
+/// Texts of several models, side by side.
+#[derive(Debug)]
+pub struct Texts {
+    /// Which request this answers.
+    pub generation: u64,
+    /// The prompt.
+    pub prompt: String,
+    /// One for each model.
+    pub sides: Vec<Side>,
+    /// Lines that are scrolled away.
+    pub scroll: usize,
+}
+
+/// What one model wrote.
+#[derive(Debug)]
+pub struct Side {
+    /// Name of the model.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// Text so far.
+    pub text: String,
+    /// Speed, or why there is no text; `None` while it writes.
+    pub end: Option<Result<String, Failure>>,
 }
 
 /// Help or palette.
@@ -128,6 +168,10 @@ pub enum Outcome {
     FindModels,
     /// Close and plan for this goal, with this data.
     Goal(Goal, DataSpec),
+    /// Let models go on from a prompt.
+    Say(String, Vec<(String, PathBuf)>),
+    /// Ask for another prompt.
+    Prompt(String, Vec<(String, PathBuf)>),
 }
 
 /// An editing key applied to a field; whether the text changed.
@@ -173,6 +217,8 @@ impl Overlay {
             Overlay::Open(o) => Some(&mut o.input),
             Overlay::Confirm(c) => c.typed.as_mut().map(|(_, input)| input),
             Overlay::Goal(g) => (g.field > 0).then(|| &mut g.inputs[g.field]),
+            Overlay::Prompt(p) => Some(&mut p.input),
+            Overlay::Texts(_) => None,
         }
     }
 
@@ -202,7 +248,7 @@ impl Overlay {
                 g.wrong = None;
                 Outcome::Stay
             }
-            Overlay::Confirm(_) => Outcome::Stay,
+            Overlay::Confirm(_) | Overlay::Prompt(_) | Overlay::Texts(_) => Outcome::Stay,
         }
     }
 
@@ -272,6 +318,31 @@ impl Overlay {
                 _ => Outcome::Stay,
             },
             Overlay::Goal(g) => g.key(key),
+            Overlay::Prompt(p) => match key.code {
+                KeyCode::Enter if !p.input.value().trim().is_empty() => {
+                    Outcome::Say(p.input.value().to_string(), p.models.clone())
+                }
+                _ => {
+                    edit(&mut p.input, key);
+                    Outcome::Stay
+                }
+            },
+            Overlay::Texts(t) => {
+                match key.code {
+                    KeyCode::Char('q') => return Outcome::Close,
+                    KeyCode::Enter => {
+                        let models = t.sides.iter().map(|s| (s.name.clone(), s.path.clone())).collect();
+                        return Outcome::Prompt(t.prompt.clone(), models);
+                    }
+                    KeyCode::Up | KeyCode::Char('k') => t.scroll = t.scroll.saturating_sub(1),
+                    KeyCode::Down | KeyCode::Char('j') => t.scroll = t.scroll.saturating_add(1),
+                    KeyCode::PageUp => t.scroll = t.scroll.saturating_sub(10),
+                    KeyCode::PageDown => t.scroll = t.scroll.saturating_add(10),
+                    KeyCode::Home => t.scroll = 0,
+                    _ => {}
+                }
+                Outcome::Stay
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use super::layout::Pane;
 use super::list::Scroll;
 use super::log;
 use super::model::View;
-use super::overlay::{Confirm, GoalForm, OpenModel, Outcome, Overlay, Purpose};
+use super::overlay::{Confirm, GoalForm, OpenModel, Outcome, Overlay, Prompt, Purpose, Side, Texts};
 use super::paint::many;
 use super::plan::{command, file_stem, quoted};
 use crate::jobs::Status;
@@ -101,6 +101,26 @@ fn decide(app: &mut App, outcome: Outcome, out: &mut Vec<Effect>) {
             }
         }
         Outcome::FindModels => find_models(app, out),
+        Outcome::Prompt(text, models) => {
+            app.overlay = Some(Overlay::Prompt(Box::new(Prompt { input: Input::new(text), models })));
+        }
+        Outcome::Say(prompt, models) => {
+            app.says += 1;
+            let side = |(name, path): &(String, PathBuf)| Side {
+                name: name.clone(),
+                path: path.clone(),
+                text: String::new(),
+                end: None,
+            };
+            app.overlay = Some(Overlay::Texts(Box::new(Texts {
+                generation: app.says,
+                prompt: prompt.clone(),
+                sides: models.iter().map(side).collect(),
+                scroll: 0,
+            })));
+            let models = models.into_iter().map(|(_, path)| path).collect();
+            out.push(Effect::Say { generation: app.says, models, prompt });
+        }
         Outcome::Goal(goal, data) => {
             app.overlay = None;
             app.plan.goal = goal;
@@ -148,6 +168,14 @@ pub fn open_model(app: &mut App, path: PathBuf, out: &mut Vec<Effect>) {
     out.push(Effect::Analyse { generation: app.model.generation, path });
     if app.tab != Tab::Plan {
         go_to(app, Tab::Model);
+    }
+}
+
+/// The column of a text that is still looked at.
+fn side_of(app: &mut App, generation: u64, side: usize) -> Option<&mut Side> {
+    match &mut app.overlay {
+        Some(Overlay::Texts(texts)) if texts.generation == generation => texts.sides.get_mut(side),
+        _ => None,
     }
 }
 
@@ -306,6 +334,19 @@ pub fn perform(app: &mut App, action: Action, out: &mut Vec<Effect>) {
         }
 
         Action::Run => confirm_run(app),
+        Action::Say => {
+            let baseline = app.compare.measurements.get(app.compare.baseline_index());
+            let selected = app.compare.selected().map(|r| &r.measurement);
+            let mut models: Vec<(String, PathBuf)> = Vec::new();
+            for m in [baseline, selected].into_iter().flatten() {
+                let model = (m.variant.clone(), PathBuf::from(&m.path));
+                if !models.contains(&model) {
+                    models.push(model);
+                }
+            }
+            let input = Input::default();
+            app.overlay = Some(Overlay::Prompt(Box::new(Prompt { input, models })));
+        }
         Action::EditGoal => app.overlay = Some(Overlay::Goal(Box::new(GoalForm::new(app)))),
         Action::NextDevice => {
             app.plan.next_device();
@@ -804,6 +845,16 @@ fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         Data::Done(Ok(text)) => app.say(Level::Info, text),
         Data::ReadOnly(read_only) => app.read_only = read_only,
         // Answers to requests that newer ones replaced.
+        Data::Wrote { generation, side, text } => {
+            if let Some(side) = side_of(app, generation, side) {
+                side.text.push_str(&text);
+            }
+        }
+        Data::Said { generation, side, result } => {
+            if let Some(side) = side_of(app, generation, side) {
+                side.end = Some(result);
+            }
+        }
         Data::Analysed { .. }
         | Data::Proposed { .. }
         | Data::Compared { .. }

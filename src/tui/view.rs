@@ -193,6 +193,8 @@ fn footer(app: &App, pen: &mut Pen<'_>) {
             Some(Overlay::Open(_)) => {
                 &[("Enter", "open"), ("Tab", "complete"), ("Down", "list"), ("Esc", "close")]
             }
+            Some(Overlay::Prompt(_)) => &[("Enter", "write"), ("Esc", "close")],
+            Some(Overlay::Texts(_)) => &[("Enter", "other prompt"), ("Down", "scroll"), ("Esc", "close")],
             Some(Overlay::Goal(_)) => &[("Enter", "plan"), ("Tab", "next field"), ("Esc", "close")],
             _ => &[("Enter", "yes"), ("Esc", "no")],
         };

@@ -61,6 +61,15 @@ pub fn data(app: &mut App, data: Data) -> Vec<Effect> {
     update(app, Msg::Data(data))
 }
 
+/// Holds a screen against its snapshot.
+pub fn check(name: &str, text: String) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tui/snapshots"));
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(format!("tui-{name}"), text));
+}
+
 /// The screen as text, rows without trailing spaces.
 pub fn screen(app: &App, width: u16, height: u16) -> String {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();

@@ -8,14 +8,6 @@ use tinsmith::analysis::diff::{ChangeKind, Counts, Diff, DiffTotal, Difference, 
 use tinsmith::tui::app::{App, Data, Effect, Failure};
 use tinsmith::tui::model::{Opened, View, Weighed};
 
-fn check(name: &str, text: String) {
-    let mut settings = insta::Settings::clone_current();
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tui/snapshots"));
-    settings.set_omit_expression(true);
-    settings.bind(|| insta::assert_snapshot!(format!("tui-{name}"), text));
-}
-
 fn with(summary: tinsmith::analysis::Summary) -> App {
     let mut app = blank(PLAIN);
     app.model.generation = 1;

@@ -18,14 +18,6 @@ use tinsmith::tui::view;
 
 const SIZES: [(u16, u16); 4] = [(60, 15), (80, 24), (120, 40), (200, 60)];
 
-fn check(name: &str, text: String) {
-    let mut settings = insta::Settings::clone_current();
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_snapshot_path(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tui/snapshots"));
-    settings.set_omit_expression(true);
-    settings.bind(|| insta::assert_snapshot!(format!("tui-{name}"), text));
-}
-
 fn drawn(app: &App, width: u16, height: u16) -> Buffer {
     let mut buffer = Buffer::empty(Rect::new(0, 0, width, height));
     view::draw(app, &mut buffer);

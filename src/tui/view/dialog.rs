@@ -2,7 +2,7 @@
 
 use super::super::action::Context;
 use super::super::app::App;
-use super::super::overlay::{Actions, Confirm, FIELDS, GoalForm, OpenModel, Overlay, Purpose};
+use super::super::overlay::{Actions, Confirm, FIELDS, GoalForm, OpenModel, Overlay, Prompt, Purpose, Texts};
 use super::super::paint::{Pen, span};
 use super::super::theme::Role;
 use super::doc::wrap;
@@ -17,6 +17,8 @@ pub(super) fn draw(app: &App, overlay: &Overlay, pen: &mut Pen<'_>) {
         Overlay::Open(o) => open(o, pen),
         Overlay::Confirm(c) => confirm(c, pen),
         Overlay::Goal(g) => goal(g, pen),
+        Overlay::Prompt(p) => prompt(p, pen),
+        Overlay::Texts(t) => texts(t, pen),
         Overlay::Filter(_) => {}
     }
 }
@@ -113,6 +115,61 @@ fn actions(app: &App, dialog: &Actions, pen: &mut Pen<'_>) {
         }
         if at == dialog.list.selected {
             pen.select(y);
+        }
+    }
+}
+
+fn prompt(dialog: &Prompt, pen: &mut Pen<'_>) {
+    let width = pen.width().saturating_sub(4).min(100);
+    let inner = boxed(pen, width, 7, "Text from both models");
+    let mut pen = pen.part(inner);
+    let used = pen.text(0, 0, "prompt ", Role::Dim);
+    let room = pen.width().saturating_sub(used);
+    field(&mut pen, used, 0, room, &dialog.input, true);
+    let names: Vec<&str> = dialog.models.iter().map(|(name, _)| name.as_str()).collect();
+    pen.text(
+        0,
+        2,
+        &format!("{} go on from it, the most likely token each time.", names.join(" and ")),
+        Role::Dim,
+    );
+    pen.text(0, 3, "Only language models with their tokenizer beside them can.", Role::Dim);
+}
+
+/// Texts in columns; below 80 columns of room one under the other.
+fn texts(dialog: &Texts, pen: &mut Pen<'_>) {
+    let (width, height) = (pen.width().saturating_sub(2), pen.height().saturating_sub(2));
+    let inner = boxed(pen, width, height, "Text from both models");
+    let mut pen = pen.part(inner);
+    let mut top = 0;
+    for line in wrap(&dialog.prompt, pen.width()).iter().take(3) {
+        pen.text(0, top, line, Role::Dim);
+        top += 1;
+    }
+    top += 1;
+    let count = dialog.sides.len().max(1);
+    let beside = pen.width() >= 76;
+    let columns = if beside { (pen.width() + 2) / count - 2 } else { pen.width() };
+    let rows = pen.height().saturating_sub(top);
+    let each = if beside { rows } else { rows / count };
+    for (i, side) in dialog.sides.iter().enumerate() {
+        let (x, y) = if beside { (i * (columns + 2), top) } else { (0, top + i * each) };
+        let area = pen.area();
+        let place =
+            Rect { x: area.x + x as u16, y: area.y + y as u16, width: columns as u16, height: each as u16 };
+        let mut part = pen.part(place);
+        part.spans(0, 0, columns, &[span(side.name.as_str(), Role::Title)]);
+        let (end, role) = match &side.end {
+            None if side.text.is_empty() => ("reads the prompt ...", Role::Dim),
+            None => ("writes ...", Role::Dim),
+            Some(Ok(line)) => (line.as_str(), Role::Dim),
+            Some(Err(failure)) => (failure.message.as_str(), Role::Bad),
+        };
+        let mut lines: Vec<(String, Role)> =
+            side.text.lines().flat_map(|l| wrap(l, columns)).map(|l| (l, Role::Text)).collect();
+        lines.extend(wrap(end, columns).into_iter().map(|l| (l, role)));
+        for (n, (line, role)) in lines.iter().skip(dialog.scroll).take(each.saturating_sub(1)).enumerate() {
+            part.text(0, n + 1, line, *role);
         }
     }
 }
