@@ -241,7 +241,7 @@ fn every_architecture_gives_the_outputs_of_the_reference() {
         for (output, expected) in fixture.expected() {
             let got = named(&outputs, &output);
             let expected_rows = expected.shape()[0] * expected.shape().get(1).copied().unwrap_or(1);
-            let (got, expected) = real_rows(&fixture, got, &expected, expected_rows);
+            let (got, expected) = real_rows(fixture, got, &expected, expected_rows);
             let difference = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             println!("{name} {output}: {difference:.1e}");
             if difference.is_nan() || difference > 1e-4 {
@@ -397,4 +397,23 @@ fn checkpoints_are_measured_and_made_smaller_like_any_model() {
         let kept = std::fs::read_dir(dir.path().join("home/cache/exports")).unwrap();
         assert!(kept.count() >= 1);
     }
+}
+
+/// Parameters as the reference counts them, and multiply-accumulates of 128 tokens by hand.
+#[test]
+fn totals_of_real_models_are_those_of_the_reference() {
+    use tinsmith::analysis::{Options, summarize_file};
+    let tokens = 128u64;
+    let of = |path: &Path| summarize_file(path, &Options::default()).unwrap();
+    let smollm2 = crate::cache::fetched("smollm2-135m");
+    let summary = of(&smollm2.file(".gguf").unwrap());
+    let layer = 576 * 576 + 2 * 576 * 192 + 576 * 576 + 3 * 576 * 1536;
+    let attention = 2 * 9 * 64 * tokens * tokens;
+    let macs = 30 * (layer * tokens + attention) + 576 * 49_152 * tokens;
+    assert_eq!((summary.parameters, summary.macs), (134_515_008, macs));
+    // The pooler of BERT stands beside the network: it has no part in sentence embeddings.
+    let minilm = of(&crate::cache::fetched("minilm-l6").dir);
+    let layer = 4 * 384 * 384 + 2 * 384 * 1536;
+    let macs = 6 * (layer * tokens + 2 * 384 * tokens * tokens);
+    assert_eq!((minilm.parameters, minilm.macs), (22_713_216 - 384 * 384 - 384, macs));
 }

@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn every_token_is_predicted_once() {
-        let documents = vec![(0..10).collect::<Vec<u32>>(), vec![15], vec![], (20..24).collect()];
+        let documents = [(0..10).collect::<Vec<u32>>(), vec![15], vec![], (20..24).collect()];
         for (window, stride) in [(4, 4), (4, 2), (4, 1), (100, 100), (2, 2)] {
             for before in [vec![], vec![99]] {
                 let stride = stride.min(window - before.len());
