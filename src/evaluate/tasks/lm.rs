@@ -320,7 +320,7 @@ mod tests {
             for before in [vec![], vec![99]] {
                 let stride = stride.min(window - before.len());
                 let cut = windows(&documents, &before, window, stride);
-                let mut predicted = vec![0; 24];
+                let mut predicted = [0; 24];
                 for w in &cut {
                     assert!(w.ids.len() <= window && w.ids.starts_with(&before));
                     w.ids[w.first..].iter().for_each(|id| predicted[*id as usize] += 1);
