@@ -10,12 +10,14 @@
 //! | `mnist:FILE`, `mnist:DIR` | handwritten digits as CSV or idx files |
 //! | `csv:FILE?label=last&shape=1,8,8&scale=16` | numbers, one row a sample, `.gz` too |
 //! | `npy:FILE?labels=FILE`, `npz:FILE?input=NAME&labels=NAME` | one array, first axis is the sample |
+//! | `images:DIR?size=224,224` | PNG and JPEG pictures, folders are classes |
 //! | `bytes:DIR?labels=CONFIG.json` | first and last bytes of files, as byte classifiers read them |
 //! | `text:FILE`, `jsonl:FILE`, `csv:FILE?text=COLUMN` | texts, see [`TextSet`] |
 
 mod bytes;
 mod csv;
 mod digits;
+mod images;
 mod mnist;
 mod npy;
 mod npz;
@@ -101,12 +103,17 @@ impl DataSet {
             "npy" => npy::read(&spec)?,
             "npz" => npz::read(&spec)?,
             "bytes" => bytes::read(&spec)?,
+            "images" => {
+                // The rows are chosen before they are decoded.
+                let rows = images::read(&spec, &selection)?;
+                return DataSet::assemble(text, rows);
+            }
             "mnist" => mnist::read(&spec)?,
             other => {
                 return Err(Error::usage("DATA-KIND", "unknown kind of data")
                     .field(text)
                     .found(other)
-                    .limit("digits, mnist, csv, npy, npz, bytes; text and jsonl for tasks on texts")
+                    .limit("digits, mnist, csv, npy, npz, images, bytes; text and jsonl for tasks on texts")
                     .hint("for example csv:FILE?label=last or digits:test"));
             }
         };

@@ -229,6 +229,35 @@ fn archives_of_arrays_are_read_by_name_within_limits() {
 }
 
 #[test]
+fn pictures_are_scaled_cut_and_normalised() {
+    let dir = tempfile::tempdir().unwrap();
+    for (folder, gray) in [("dark", 0u8), ("light", 255)] {
+        std::fs::create_dir(dir.path().join(folder)).unwrap();
+        let picture = image::RgbImage::from_pixel(8, 4, image::Rgb([gray, 128, gray]));
+        picture.save(dir.path().join(folder).join("a.png")).unwrap();
+        picture.save(dir.path().join(folder).join("b.jpg")).unwrap();
+    }
+    std::fs::write(dir.path().join("dark/notes.txt"), "x").unwrap();
+    let spec = format!("images:{}", dir.path().display());
+    let set = DataSet::open(&spec).unwrap();
+    assert_eq!((set.input().shape(), set.labels()), ([4, 3, 4, 8].as_slice(), [0, 0, 1, 1].as_slice()));
+    assert_eq!((set.classes().len(), set.notes().len()), (2, 1));
+    let set = DataSet::open(&format!("{spec}?size=2,2&mean=0.5&std=0.5#2..3")).unwrap();
+    assert_eq!((set.input().shape(), set.labels()), ([1, 3, 2, 2].as_slice(), [1].as_slice()));
+    let values = set.input().to_vec::<f32>().unwrap();
+    assert!(
+        (values[0] - 1.0).abs() < 1e-6 && (values[4] - (128.0 / 255.0 - 0.5) / 0.5).abs() < 1e-6,
+        "{values:?}"
+    );
+    let gray = DataSet::open(&format!("{spec}?gray=1&layout=nhwc")).unwrap();
+    assert_eq!(gray.input().shape(), [4, 4, 8, 1]);
+    std::fs::write(dir.path().join("dark/c.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
+    let e = DataSet::open(&spec).unwrap_err();
+    assert!(e.code() == "DATA-IMAGE" && e.to_string().contains("c.png"), "{e}");
+    assert_eq!(DataSet::open(&format!("{spec}?size=0")).unwrap_err().code(), "DATA-OPTION");
+}
+
+#[test]
 fn idx_files_and_tables_of_digits_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let mut images = vec![0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 28, 0, 0, 0, 28];
