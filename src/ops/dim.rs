@@ -264,10 +264,10 @@ mod tests {
 
     #[test]
     fn a_printed_dimension_is_read_back_and_other_texts_are_names() {
-        for text in ["batch", "past + seq", "batch*seq - 1", "2*n + 3", "x.0", "batch-size", "7"] {
+        for text in ["batch", "seq + past", "batch*seq - 1", "2*n + 3", "x.0", "batch-size", "7"] {
             assert_eq!(Dim::parse(text).to_string(), text);
         }
-        let sum = Dim::parse("seq + past");
+        let sum = Dim::parse("past + seq");
         assert_eq!(sum, Dim::symbol("past") + Dim::symbol("seq"));
         for text in ["past + ", "a  b", "floor((a)/(2))", "a +b", "some size"] {
             assert_eq!(Dim::parse(text).as_symbol(), Some(text));
