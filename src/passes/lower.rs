@@ -4,7 +4,7 @@
 //!
 //! `ort` uses ONNX Runtime's own operators (attention with a cache, norms), `standard` those of the
 //! default domain at operator set 17 alone. Masks and positions are recognised by what they compute, not
-//! by how they are written ([`masks`]); where a node does not fit, it is spelled out in plain operators.
+//! by how they are written (module `masks`); where a node does not fit, it is spelled out in plain operators.
 
 mod emit;
 mod masks;
