@@ -9,6 +9,7 @@ use tinsmith::evaluate::parity::parity;
 use tinsmith::execute::Executor;
 use tinsmith::formats;
 use tinsmith::graph::constants::Constants;
+use tinsmith::graph::coupling::Kind;
 use tinsmith::graph::{Edit, Graph, Type, ValueId};
 use tinsmith::monitor::Silent;
 use tinsmith::ops::{Attr, Attributes, Dim};
@@ -421,6 +422,9 @@ fn heads_leave_whole() {
     assert_eq!(units(&graph, &decision, "q.w", 1), (6, 4));
     let (pruned, decision) = checked(&graph, "ratio = 0.5\nround_to = 4");
     assert_eq!(units(&graph, &decision, "q.w", 1), (6, 3));
+    let (heads, groups) = (graph.find("q.w").unwrap(), decision.coupled.groups());
+    let group = groups.iter().find(|g| g.weights().any(|p| (p.value, p.axis) == (heads, 1))).unwrap();
+    assert_eq!(group.kind, Kind::Heads);
     for name in ["q.w", "k.w", "v.w"] {
         assert_eq!(shape(&pruned, name), [width, 3 * size]);
     }

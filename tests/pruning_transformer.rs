@@ -2,10 +2,11 @@
 //! and the hidden width are the groups; a sliced model gives what the masked one gives.
 
 use crate::transformer::{Decoder, Encoder};
+use std::collections::BTreeMap;
 use tinsmith::evaluate::parity::parity;
 use tinsmith::execute::Executor;
 use tinsmith::graph::Graph;
-use tinsmith::graph::coupling::{Coupled, Group, Options};
+use tinsmith::graph::coupling::{Coupled, Group, Kind, Options};
 use tinsmith::monitor::Silent;
 use tinsmith::passes::prune::{Settings, decide, mask, slice};
 use tinsmith::tensor::Tensor;
@@ -41,7 +42,7 @@ fn groups_of_a_decoder_are_head_groups_neurons_and_the_hidden_width() {
         let coupled = coupled(&graph);
         let heads = group(&graph, &coupled, "layers.0.k.weight", 1);
         assert!(heads.prunable(), "{:?}", heads.pinned_by);
-        assert_eq!(heads.units, net.groups);
+        assert_eq!((heads.units, heads.kind), (net.groups, Kind::Heads));
         let named = |s: &str| s.to_string();
         assert_eq!(
             weights(&graph, heads),
@@ -58,7 +59,7 @@ fn groups_of_a_decoder_are_head_groups_neurons_and_the_hidden_width() {
             assert!(heads.places.iter().any(|p| p.value == v && p.axis == 1), "{name}");
         }
         let neurons = group(&graph, &coupled, "layers.1.gate.weight", 1);
-        assert!(neurons.prunable() && neurons.units == net.inner);
+        assert!(neurons.prunable() && neurons.units == net.inner && neurons.kind == Kind::Neurons);
         assert_eq!(
             weights(&graph, neurons),
             [
@@ -68,7 +69,7 @@ fn groups_of_a_decoder_are_head_groups_neurons_and_the_hidden_width() {
             ]
         );
         let hidden = group(&graph, &coupled, "embedding.weight", 1);
-        assert!(hidden.prunable() && hidden.units == net.hidden);
+        assert!(hidden.prunable() && hidden.units == net.hidden && hidden.kind == Kind::Width);
         let all = weights(&graph, hidden);
         for name in ["embedding.weight", "norm.weight", "layers.1.o.weight", "layers.0.q.weight"] {
             assert!(all.iter().any(|(n, _, _)| n == name), "{name} is not in {all:?}");
@@ -76,6 +77,26 @@ fn groups_of_a_decoder_are_head_groups_neurons_and_the_hidden_width() {
         assert!(!hidden.statistics.is_empty(), "a norm takes a statistic over it");
         // The vocabulary is what the model is asked about.
         assert!(!group(&graph, &coupled, "embedding.weight", 0).prunable());
+    }
+}
+
+/// Kinds of all groups, and how many there are of each.
+fn kinds(graph: &Graph) -> BTreeMap<Kind, usize> {
+    coupled(graph).groups().iter().fold(BTreeMap::new(), |mut all, g| {
+        *all.entry(g.kind).or_default() += 1;
+        all
+    })
+}
+
+#[test]
+fn kinds_of_groups_follow_from_structure() {
+    let decoder = Decoder { classic: true, tied: false, ..Decoder::default() };
+    // Neurons of both layers, and the words that an untied head tells apart.
+    assert_eq!(kinds(&decoder.graph()), [(Kind::Heads, 2), (Kind::Neurons, 3), (Kind::Width, 1)].into());
+    for patches in [false, true] {
+        let graph = Encoder { patches, ..Encoder::default() }.graph();
+        let found = kinds(&graph);
+        assert_eq!((found[&Kind::Heads], found[&Kind::Neurons], found[&Kind::Width]), (2, 2, 1), "{found:?}");
     }
 }
 

@@ -330,6 +330,7 @@ fn groups(graph: &Graph, facts: &Facts, constants: &Constants<'_>, layers: &mut 
         .iter()
         .map(|g| GroupInfo {
             id: g.id,
+            kind: g.kind,
             units: g.units,
             prunable: g.prunable(),
             pinned_by: g.pinned_by.clone(),

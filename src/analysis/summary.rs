@@ -1,6 +1,7 @@
 //! The shape of an inspection. The field names are the public JSON contract of `inspect`.
 
 use crate::formats::About;
+use crate::graph::coupling::Kind;
 use crate::tensor::Distribution;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,10 @@ pub struct Layer {
 pub struct GroupInfo {
     /// Number, as in `Layer::group`.
     pub id: usize,
-    /// Units (channels, neurons, heads) in it.
+    /// What its units are: `heads`, `neurons`, `channels`, `width` or `other`.
+    #[serde(default)]
+    pub kind: Kind,
+    /// Units in it.
     pub units: usize,
     /// Whether units may leave; else `pinned_by` says why not.
     pub prunable: bool,

@@ -58,6 +58,23 @@ impl<'a> Constants<'a> {
         self.held.get(&v).map(|(i, _)| *i)
     }
 
+    /// By value: whether it is the same in every run, a constant or computed from constants alone.
+    pub fn fixed(&self) -> Vec<bool> {
+        let count = self.graph.value_count() as u32;
+        let mut fixed: Vec<bool> = (0..count).map(|v| self.get(ValueId(v)).is_some()).collect();
+        for node in self.graph.nodes() {
+            let mut inputs = node.inputs.iter().flatten().peekable();
+            if node.op.as_ref().is_none_or(|op| op.deterministic())
+                && node.bodies.is_empty()
+                && inputs.peek().is_some()
+                && inputs.all(|v| fixed[v.0 as usize])
+            {
+                node.outputs.iter().flatten().for_each(|v| fixed[v.0 as usize] = true);
+            }
+        }
+        fixed
+    }
+
     /// All of them: initialisers in file order, then those of nodes in the order of their values.
     pub fn iter(&self) -> impl Iterator<Item = (ValueId, &'a Tensor)> + '_ {
         self.graph.initializers().chain(self.held.iter().map(|(v, (_, t))| (*v, *t)))

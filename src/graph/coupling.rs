@@ -11,10 +11,13 @@
 //! the reason is kept.
 
 mod collect;
+mod kind;
 mod label;
 #[cfg(test)]
 mod tests;
 mod union;
+
+pub use kind::Kind;
 
 use super::constants::Constants;
 use super::{Facts, Graph, NodeIndex, ValueId};
@@ -47,6 +50,8 @@ pub struct Place {
 pub struct Group {
     /// Position in [`Coupled::groups`].
     pub id: usize,
+    /// What its units are.
+    pub kind: Kind,
     /// Units: channels, neurons, heads.
     pub units: usize,
     /// Number of its first unit; units are numbered through all groups.
@@ -103,7 +108,7 @@ impl Coupled {
     pub fn of(graph: &Graph, facts: &Facts, options: &Options) -> Coupled {
         let constants = Constants::of(graph);
         let collected = collect::Collected::of(graph, facts, &constants, options);
-        label::groups(graph, &constants, collected)
+        label::groups(graph, facts, &constants, collected)
     }
 
     /// Groups that hold weights, in the order in which nodes first read them; pinned ones too.

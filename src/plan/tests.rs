@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::analysis::summary::{GroupInfo, Layer as SummaryLayer};
+use crate::graph::coupling::Kind;
 
 fn layer(index: usize, op: &str, macs: u64, shape: &[usize], group: Option<usize>) -> SummaryLayer {
     let parameters: u64 = shape.iter().map(|d| *d as u64).product::<u64>() * u64::from(!shape.is_empty());
@@ -39,6 +40,7 @@ fn model(layers: Vec<SummaryLayer>, prunable: bool) -> Summary {
         bindings: vec![],
         groups: vec![GroupInfo {
             id: 0,
+            kind: Kind::Channels,
             units: 64,
             prunable,
             pinned_by: (!prunable).then(|| "graph output \"y\"".into()),

@@ -417,6 +417,7 @@ fn groups(summary: &Summary) -> Table {
 fn group_table<'a>(groups: impl Iterator<Item = &'a GroupInfo>) -> Table {
     let mut table = Table::new(&[
         ("id", "group"),
+        ("kind", "<kind"),
         ("units", "units"),
         ("parameters_per_unit", "parameters/unit"),
         ("members", "tensors"),
@@ -430,6 +431,7 @@ fn group_table<'a>(groups: impl Iterator<Item = &'a GroupInfo>) -> Table {
         };
         table.push([
             Cell::value(g.id, g.id),
+            Cell::text(g.kind.to_string()),
             Cell::value(g.units, g.units),
             Cell::value(g.parameters_per_unit, Count(g.parameters_per_unit)),
             Cell::value(g.members.len(), g.members.len()),

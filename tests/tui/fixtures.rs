@@ -11,6 +11,7 @@ use tinsmith::compare::compare;
 use tinsmith::evaluate::measurement::{Conditions, Interval, Latency, Measurement, Quality};
 use tinsmith::formats::About;
 use tinsmith::formats::about::Tokenizer;
+use tinsmith::graph::coupling::Kind;
 use tinsmith::hardware::Device;
 use tinsmith::jobs::state::{Artifact, LogLine};
 use tinsmith::jobs::{JobState, Phase, Status};
@@ -156,6 +157,7 @@ pub fn summary() -> Summary {
     };
     let group = |id: usize, pinned: Option<&str>| GroupInfo {
         id,
+        kind: Kind::Channels,
         units: 16,
         prunable: pinned.is_none(),
         pinned_by: pinned.map(str::to_string),

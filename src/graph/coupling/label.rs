@@ -2,10 +2,11 @@
 //! label, labels that lie on the same axes in the same number form a group.
 
 use super::collect::{Collected, LONGEST, Pinned};
+use super::kind::Kinds;
 use super::union::Union;
 use super::{Coupled, Group, Place};
 use crate::graph::constants::Constants;
-use crate::graph::{Graph, ValueId};
+use crate::graph::{Facts, Graph, ValueId};
 use std::collections::{BTreeMap, HashMap};
 
 /// Most indices that are labelled in one graph; beyond it axes stay as they are.
@@ -134,7 +135,7 @@ fn with_weights(all: &mut Collected, constants: &Constants<'_>) -> Vec<bool> {
 }
 
 /// The coupling groups of what was collected.
-pub(super) fn groups(graph: &Graph, constants: &Constants<'_>, mut all: Collected) -> Coupled {
+pub(super) fn groups(graph: &Graph, facts: &Facts, constants: &Constants<'_>, mut all: Collected) -> Coupled {
     let has_weight = with_weights(&mut all, constants);
     let mut labels = Labels::of(&mut all, &has_weight);
     labels.tie(graph, &mut all);
@@ -175,6 +176,7 @@ pub(super) fn groups(graph: &Graph, constants: &Constants<'_>, mut all: Collecte
     }
     found.retain(|(places, _, units)| units.len() > 1 && places.len() > 1 && places.iter().any(|p| p.weight));
     let uses = graph.uses();
+    let kinds = Kinds::of(graph, facts, &uses, constants);
     let reader = |v: ValueId| uses.consumers(v).first().map_or(usize::MAX, |(n, _)| *n);
     found.sort_by_key(|(places, _, _)| {
         places.iter().filter(|p| p.weight).map(|p| reader(p.value)).min().unwrap_or(usize::MAX)
@@ -197,7 +199,8 @@ pub(super) fn groups(graph: &Graph, constants: &Constants<'_>, mut all: Collecte
             .collect();
         statistics.dedup();
         let pinned_by = (pin != NONE).then(|| all.pins[pin as usize].2.clone());
-        groups.push(Group { id, units: roots.len(), first, pinned_by, places, statistics });
+        let kind = kinds.tell(&places, &statistics);
+        groups.push(Group { id, kind, units: roots.len(), first, pinned_by, places, statistics });
         first += roots.len();
     }
     let classes: BTreeMap<usize, Vec<u32>> = labels

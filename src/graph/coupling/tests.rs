@@ -63,6 +63,9 @@ fn residual_branches_share_a_group_and_interfaces_pin() {
     let c = coupled(&graph);
     let constants = Constants::of(&graph);
     assert_eq!(c.groups()[1].parameters_per_unit(&constants), 3 + 6 + 6 + 4);
+    // What comes in has no producer that makes channels of it.
+    let kinds = [Kind::Other, Kind::Channels, Kind::Channels, Kind::Channels];
+    assert_eq!(c.groups().iter().map(|g| g.kind).collect::<Vec<_>>(), kinds);
     let first = c.groups()[1].first;
     let kept = c.kept(&|u| u == first + 2);
     let r = graph.find("r").unwrap();

@@ -330,7 +330,7 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
         View::Groups => {
             let Some(group) = s.groups.get(tab.groups.selected) else { return };
             doc.pair("group", &group.id.to_string(), Role::Strong);
-            doc.pair("units", &format!("{} channels, neurons or heads", group.units), Role::Text);
+            doc.pair("units", &format!("{} ({})", group.units, group.kind), Role::Text);
             doc.pair(
                 "per unit",
                 &format!("{} parameters leave with one", Count(group.parameters_per_unit)),
