@@ -6,7 +6,7 @@ pub mod loss;
 pub mod optimizer;
 pub mod train;
 
-pub use backward::{Gradients, Tape};
+pub use backward::{Gradient, Gradients, Sink, Tape};
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, NodeIndex, Type, ValueId};

@@ -56,6 +56,67 @@ fn gradients_flow_through_both_branches_of_a_residual() {
     assert_eq!(grads[&b].to_vec1::<f32>().unwrap(), [1.0, 1.0]);
 }
 
+fn ones(shape: (usize, usize)) -> candle_core::Tensor {
+    candle_core::Tensor::ones(shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap()
+}
+
+#[test]
+fn gradients_stream_with_their_forward_values_and_a_sink_may_stop_them() {
+    // y = x W1; r = relu(y); z = r W2; out = z W1, so that W1 is complete only at the start.
+    let ty = || Type::Tensor { dtype: DType::F32, shape: Some(vec![Dim::from(2i64), Dim::from(2i64)]) };
+    let mut edit = Edit::new("g", &[("", 17)]);
+    let x = edit.add_input("x", ty());
+    let w1 = edit.add_initializer("w1", f32s(&[2, 2], vec![1.0, 0.5, -1.0, 2.0]));
+    let w2 = edit.add_initializer("w2", f32s(&[2, 2], vec![0.5, 1.0, 3.0, -1.0]));
+    let unread = edit.add_initializer("unread", f32s(&[2], vec![1.0, 1.0]));
+    let y = edit.add_op("MatMul", &[x, w1], Attributes::new(), "y");
+    let r = edit.add_op("Relu", &[y], Attributes::new(), "r");
+    let z = edit.add_op("MatMul", &[r, w2], Attributes::new(), "z");
+    let out = edit.add_op("MatMul", &[z, w1], Attributes::new(), "out");
+    edit.add_output(out);
+    let graph = edit.commit().unwrap();
+    let executor = Executor::new(&graph).unwrap();
+    let input = [("x".to_string(), f32s(&[2, 2], vec![1.0, 2.0, -3.0, 1.0]))];
+    let wanted = [w1, w2, r, z, out, unread];
+    let forward = |tap: &mut Tap<'_>| executor.forward_tapped(&input, &Overrides::new(), &wanted, tap);
+
+    let mut tapped = HashMap::new();
+    let tape = forward(&mut |v, value| {
+        tapped.insert(v, value.to_tensor()?.to_vec::<f32>()?);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(tapped.len(), 4);
+    let mut seen = vec![];
+    let mut streamed = HashMap::new();
+    tape.backward_into(vec![(0, ones((2, 2)))], &mut |g| {
+        seen.push(g.value);
+        if let Some(value) = tapped.get(&g.value) {
+            assert_eq!(&g.forward.to_tensor()?.to_vec::<f32>()?, value);
+        }
+        streamed.insert(g.value, g.grad.to_vec2::<f32>()?);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(seen, [out, z, w2, r, w1]);
+    let all = forward(&mut |_, _| Ok(())).unwrap().backward(vec![(0, ones((2, 2)))]).unwrap();
+    assert_eq!(all.len(), streamed.len());
+    all.iter().for_each(|(v, g)| assert_eq!(g.to_vec2::<f32>().unwrap(), streamed[v]));
+    // d out / d z = ones W1^T, then through W2, the rectifier and both uses of W1, by hand.
+    assert_eq!(streamed[&z], [[1.5, 1.0], [1.5, 1.0]]);
+    assert_eq!(streamed[&r], [[1.75, 3.5], [1.75, 3.5]]);
+    assert_eq!(streamed[&w1], [[15.0, 15.0 - 7.0], [-5.0, -5.0 + 10.5]]);
+
+    let stop = || Error::invalid("STOP", "stopped");
+    let mut calls = 0;
+    let stopped = forward(&mut |_, _| Ok(())).unwrap().backward_into(vec![(0, ones((2, 2)))], &mut |_| {
+        calls += 1;
+        if calls == 2 { Err(stop()) } else { Ok(()) }
+    });
+    assert_eq!((stopped.unwrap_err().code(), calls), ("STOP", 2));
+    assert_eq!(forward(&mut |v, _| if v == r { Err(stop()) } else { Ok(()) }).unwrap_err().code(), "STOP");
+}
+
 #[test]
 fn an_unknown_operator_is_named() {
     let mut edit = residual().edit();
