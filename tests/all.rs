@@ -61,6 +61,10 @@ mod models;
 mod gradients_index;
 #[path = "pruning.rs"]
 mod pruning;
+#[path = "pruning_depth.rs"]
+mod pruning_depth;
+#[path = "pruning_random.rs"]
+mod pruning_random;
 #[path = "contrib.rs"]
 mod contrib;
 #[path = "lower.rs"]

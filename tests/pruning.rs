@@ -2,7 +2,6 @@
 //! with the same units at zero.
 
 use crate::cache;
-use proptest::prelude::*;
 use std::path::Path;
 use tinsmith::analysis;
 use tinsmith::evaluate::parity::parity;
@@ -668,70 +667,6 @@ fn the_report_tells_groups_scores_and_figures() {
     let (again, _) = pass.run(&graph, &mut ctx).unwrap();
     for ((_, a), (_, b)) in pruned.initializers().zip(again.initializers()) {
         assert!(a.same_bits(b).unwrap());
-    }
-}
-
-/// One layer of a random net: what it is, and a width.
-type Layer = (u8, usize);
-
-fn random_net(layers: &[Layer], first: usize) -> Graph {
-    let mut net = Net::new(17);
-    let x = net.input(&[1, 3, 6, 6]);
-    let mut y = net.conv("stem", x, 3, first, 1);
-    let mut channels = first;
-    for (i, (kind, width)) in layers.iter().enumerate() {
-        let name = format!("l{i}");
-        (y, channels) = match kind {
-            0 => (net.conv(&name, y, channels, *width, 1), *width),
-            1 => (net.norm(y, channels), channels),
-            2 => (net.op("Relu", &[y], &[]), channels),
-            3 => (net.conv(&name, y, channels, channels, channels), channels),
-            4 => {
-                let inner = net.conv(&format!("{name}.in"), y, channels, *width, 1);
-                let inner = net.op("Relu", &[inner], &[]);
-                let back = net.conv(&format!("{name}.out"), inner, *width, channels, 1);
-                (net.op("Add", &[y, back], &[]), channels)
-            }
-            5 => {
-                let side = net.conv(&format!("{name}.side"), y, channels, *width, 1);
-                (net.op("Concat", &[side, y], &[("axis", Attr::Int(1))]), channels + width)
-            }
-            6 if channels.is_multiple_of(2) => (net.conv(&name, y, channels, 2 * width, 2), 2 * width),
-            7 if channels.is_multiple_of(2) => {
-                let halves = net.ops("Split", &[y], &[("axis", Attr::Int(1))], 2);
-                (net.op("Add", &halves, &[]), channels / 2)
-            }
-            _ => {
-                let pads = [("kernel_shape", ints(&[3, 3])), ("pads", ints(&[1, 1, 1, 1]))];
-                (net.op("AveragePool", &[y], &pads), channels)
-            }
-        };
-    }
-    let to = net.constant(&[0, (channels * 36) as i64]);
-    let flat = net.op("Reshape", &[y, to], &[]);
-    let y = net.gemm("head", flat, channels * 36, 4);
-    net.done(y)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
-
-    #[test]
-    fn random_nets_slice_as_they_mask(
-        layers in proptest::collection::vec((0u8..9, 2usize..9), 1..7),
-        first in 2usize..9,
-        ratio in 0.05f64..0.6,
-        round_to in 1usize..5,
-        layer in any::<bool>(),
-    ) {
-        let graph = random_net(&layers, first);
-        let scope = if layer { "layer" } else { "global" };
-        let text = format!("ratio = {ratio}\nround_to = {round_to}\nscope = '{scope}'");
-        match decide(&graph, &settings(&text), &Silent) {
-            // What leaves a random net may have been dead behind a ReLU.
-            Ok(_) => drop(agreeing(&graph, &text)),
-            Err(e) => prop_assert!(["PRUNE-RATIO", "PRUNE-NOTHING"].contains(&e.code()), "{e}"),
-        }
     }
 }
 

@@ -90,6 +90,23 @@ impl Edit {
         self.graph.outputs.push(v);
     }
 
+    /// Takes a value out of the graph outputs; it stays a value.
+    pub fn remove_output(&mut self, v: ValueId) {
+        self.graph.outputs.retain(|x| *x != v);
+    }
+
+    /// Gives a value another name. A value that has that name takes this one's. Bodies that capture one
+    /// of them by name are the caller's to change.
+    pub fn rename(&mut self, v: ValueId, name: &str) {
+        let old = std::mem::replace(&mut self.graph.values[v.0 as usize].name, name.to_string());
+        if let Some(other) = self.graph.by_name.insert(name.to_string(), v).filter(|other| *other != v) {
+            self.graph.values[other.0 as usize].name = old.clone();
+            self.graph.by_name.insert(old, other);
+        } else if old != name {
+            self.graph.by_name.remove(&old);
+        }
+    }
+
     /// Adds a node; its place in the order is found at commit. An empty name is made from the operator.
     pub fn add_node(&mut self, mut node: Node) -> NodeIndex {
         if node.name.is_empty() {

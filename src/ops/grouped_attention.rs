@@ -4,7 +4,7 @@
 
 use super::attention::Sizes;
 use super::float::{self, Float, Scalar, real};
-use super::{Attributes, Dim, Fact, Operator, Spec};
+use super::{Attr, Attributes, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec};
 use crate::error::{Error, Result};
 use crate::kernels::analytic::Analytic;
 use crate::kernels::attention::{Mask, Rows, Rules, forward};
@@ -21,6 +21,7 @@ pub const SPECS: &[Spec] = &[Spec {
     parse: GroupQueryAttention::parse,
 }];
 
+const PAST: [usize; 2] = [3, 4];
 const LENGTHS: usize = 5;
 const TOTAL: usize = 6;
 const BIAS: usize = 10;
@@ -290,5 +291,62 @@ impl Operator for GroupQueryAttention {
         float::shapes(self, inputs)?;
         let dtype = super::input(inputs, 0)?.float()?.dtype();
         real!(dtype, T => self.run::<T>(inputs))
+    }
+    /// A unit is a key head with its query heads; positions and the size of a head stay.
+    fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
+        let mut c = Coupling {
+            reason: Some("positions and the size of a head stay".into()),
+            state: vec![(PAST[0], 1), (PAST[1], 2)],
+            ..Coupling::default()
+        };
+        let shape = |slot: usize| inputs.get(slot).copied().flatten().and_then(|f| f.shape.as_ref());
+        let packed = inputs.get(1).copied().flatten().is_none();
+        let width = shape(0).and_then(|s| s.get(2)).and_then(Dim::size);
+        let Some(head) = width.and_then(|w| self.head(w, packed).ok()) else { return c };
+        let (groups, repeat) = (self.groups, self.heads / self.groups);
+        let flat = |start: usize, per_unit: usize| Pattern { start, ..Pattern::blocks(per_unit * head) };
+        let queries = ((Port::In(0), 2), flat(0, repeat));
+        let (keys, values) = match packed {
+            true => {
+                let from = self.heads * head;
+                (((Port::In(0), 2), flat(from, 1)), ((Port::In(0), 2), flat(from + groups * head, 1)))
+            }
+            false => (((Port::In(1), 2), flat(0, 1)), ((Port::In(2), 2), flat(0, 1))),
+        };
+        for (at, pattern) in [queries, values, ((Port::Out(0), 2), flat(0, repeat))] {
+            c.link(keys.0, keys.1, at, pattern, groups);
+        }
+        for port in [Port::In(PAST[0]), Port::In(PAST[1]), Port::Out(1), Port::Out(2)] {
+            c.link(keys.0, keys.1, (port, 1), Pattern::from(0), groups);
+            c.same((Port::In(0), 0), (port, 0));
+        }
+        for port in [Port::In(1), Port::In(2), Port::In(LENGTHS), Port::Out(0)] {
+            c.same((Port::In(0), 0), (port, 0));
+        }
+        if let Some([batch, heads, ..]) = shape(BIAS).map(Vec::as_slice) {
+            match batch.is(1) {
+                true => c.free.push((Port::In(BIAS), 0)),
+                false => c.same((Port::In(0), 0), (Port::In(BIAS), 0)),
+            }
+            match heads.is(1) && self.heads != 1 {
+                true => c.free.push((Port::In(BIAS), 1)),
+                false => c.link(keys.0, keys.1, (Port::In(BIAS), 1), Pattern::blocks(repeat), groups),
+            }
+        }
+        c
+    }
+    fn resize(&self, inputs: &[Option<&Fact>], _: &[Fact], cut: &Cut) -> Result<Rewrite> {
+        let packed = inputs.get(1).copied().flatten().is_none();
+        let port = if packed { Port::In(0) } else { Port::In(1) };
+        let Some((before, kept)) = cut.of(port, 2) else { return Ok(Rewrite::default()) };
+        // Of packed operands each group has the same share.
+        let groups = kept.len() * self.groups / before.max(1);
+        Ok(Rewrite {
+            attributes: vec![
+                ("num_heads".into(), Attr::Int((self.heads / self.groups * groups) as i64)),
+                ("kv_num_heads".into(), Attr::Int(groups as i64)),
+            ],
+            ..Rewrite::default()
+        })
     }
 }

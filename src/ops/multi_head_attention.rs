@@ -2,7 +2,7 @@
 //! projections, padding masks, added biases and a cache.
 
 use super::float::{self, Float, Scalar, real};
-use super::{Attributes, Dim, Fact, Operator, Spec};
+use super::{Attr, Attributes, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec};
 use crate::error::{Error, Result};
 use crate::kernels::analytic::Analytic;
 use crate::kernels::attention::{Mask, Rows, Rules, forward};
@@ -18,6 +18,7 @@ pub const SPECS: &[Spec] = &[Spec {
     parse: MultiHeadAttention::parse,
 }];
 
+const PROJECTED: usize = 3;
 const PADDING: usize = 4;
 const BIAS: usize = 5;
 const PAST: [usize; 2] = [6, 7];
@@ -229,5 +230,62 @@ impl Operator for MultiHeadAttention {
         float::shapes(self, inputs)?;
         let dtype = super::input(inputs, 0)?.float()?.dtype();
         real!(dtype, T => self.run::<T>(inputs))
+    }
+    /// A unit is a head; positions and the size of a head stay.
+    fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
+        let mut c = Coupling {
+            reason: Some("positions and the size of a head stay".into()),
+            state: vec![(PAST[0], 1), (PAST[1], 2)],
+            ..Coupling::default()
+        };
+        let shape = |slot: usize| inputs.get(slot).copied().flatten().and_then(|f| f.shape.as_deref());
+        let heads = self.heads;
+        // Where the heads of an operand lie, and elements of a head there.
+        let place = |slot: usize| match shape(slot)? {
+            [_, _, width] => Some(((Port::In(slot), 2), width.size()? / heads)),
+            [_, _, _, _] => Some(((Port::In(slot), 1), 1)),
+            _ => None,
+        };
+        let size = |slot: usize| match shape(slot)? {
+            [_, _, width] => Some(width.size()? / heads),
+            [_, _, _, size] => size.size(),
+            _ => None,
+        };
+        let (Some((queries, block)), Some(value)) = (place(0), size(2)) else { return c };
+        let units = Pattern::blocks(block);
+        for (at, block) in [place(1), place(2), Some(((Port::Out(0), 2), value))].into_iter().flatten() {
+            c.link(queries, units, at, Pattern::blocks(block), heads);
+        }
+        for port in [Port::In(PAST[0]), Port::In(PAST[1]), Port::Out(1), Port::Out(2)] {
+            c.link(queries, units, (port, 1), Pattern::from(0), heads);
+            c.same((Port::In(0), 0), (port, 0));
+        }
+        for port in [Port::In(1), Port::In(2), Port::Out(0)] {
+            c.same((Port::In(0), 0), (port, 0));
+        }
+        if shape(PADDING).and_then(|s| s.first()).is_some_and(|d| !d.is(1)) {
+            c.same((Port::In(0), 0), (Port::In(PADDING), 0));
+        }
+        // Biases of queries, keys and values lie side by side.
+        for (start, block) in [(0, block), (heads * block, block), (2 * heads * block, value)] {
+            let pattern = Pattern { start, ..Pattern::blocks(block) };
+            c.link(queries, units, (Port::In(PROJECTED), 0), pattern, heads);
+        }
+        if let Some([batch, shared, ..]) = shape(BIAS) {
+            match batch.is(1) {
+                true => c.free.push((Port::In(BIAS), 0)),
+                false => c.same((Port::In(0), 0), (Port::In(BIAS), 0)),
+            }
+            match shared.is(1) && heads != 1 {
+                true => c.free.push((Port::In(BIAS), 1)),
+                false => c.link(queries, units, (Port::In(BIAS), 1), Pattern::from(0), heads),
+            }
+        }
+        c
+    }
+    fn resize(&self, _: &[Option<&Fact>], _: &[Fact], cut: &Cut) -> Result<Rewrite> {
+        let Some((before, kept)) = cut.of(Port::In(0), 2) else { return Ok(Rewrite::default()) };
+        let heads = Attr::Int((kept.len() * self.heads / before.max(1)) as i64);
+        Ok(Rewrite { attributes: vec![("num_heads".into(), heads)], ..Rewrite::default() })
     }
 }

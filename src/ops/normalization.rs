@@ -1,7 +1,9 @@
 //! Normalisation over rows and channels.
 
 use super::float::{self, Float, Scalar, real};
-use super::{Attributes, Coupling, Dim, Fact, Operator, Port, Spec, Vjp, broadcast};
+use super::{
+    Attr, Attributes, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec, Vjp, broadcast,
+};
 use crate::error::{Error, Result};
 use crate::kernels::norm::{Gradients, Rows, channel_affine, channel_sums};
 use crate::tensor::{DType, Value};
@@ -440,9 +442,21 @@ impl Operator for RowNorm {
             Span::From(axis) => super::axis(axis, rank).unwrap_or(rank),
             _ => 2,
         };
+        let blocks = match self.span {
+            Span::Groups(g) if g > 1 => match shape[1].size() {
+                Some(channels) => Some((channels / g, g)),
+                None => return coupling,
+            },
+            _ => None,
+        };
         for axis in 0..rank {
-            if axis == 1 && matches!(self.span, Span::Groups(g) if g > 1) {
-                coupling.reason = Some("channels of one normalised group keep their number".into());
+            if let (1, Some((per_group, g))) = (axis, blocks) {
+                // Groups leave whole, so that the statistics of the others stay as they are.
+                let units = Pattern::blocks(per_group);
+                for port in [Port::In(1), Port::In(2)] {
+                    coupling.link((Port::In(0), 1), units, (port, 0), units, g);
+                }
+                coupling.link((Port::In(0), 1), units, (Port::Out(0), 1), units, g);
                 continue;
             }
             coupling.same((Port::In(0), axis), (Port::Out(0), axis));
@@ -473,5 +487,15 @@ impl Operator for RowNorm {
             }
         }
         coupling
+    }
+    fn resize(&self, _: &[Option<&Fact>], _: &[Fact], cut: &Cut) -> Result<Rewrite> {
+        let (Span::Groups(g), Some((before, kept))) = (&self.span, cut.of(Port::In(0), 1)) else {
+            return Ok(Rewrite::default());
+        };
+        if *g == 1 {
+            return Ok(Rewrite::default());
+        }
+        let groups = Attr::Int((kept.len() * g / before.max(1)) as i64);
+        Ok(Rewrite { attributes: vec![("num_groups".into(), groups)], ..Rewrite::default() })
     }
 }

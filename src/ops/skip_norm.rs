@@ -2,7 +2,7 @@
 //! SkipSimplifiedLayerNormalization.
 
 use super::float::{self, Float, Scalar, real};
-use super::{Attributes, Dim, Fact, Operator, Spec};
+use super::{Attributes, Coupling, Dim, Fact, Operator, Port, Spec, broadcast};
 use crate::error::{Error, Result};
 use crate::kernels::norm::Rows;
 use crate::tensor::{DType, Value};
@@ -105,5 +105,22 @@ impl Operator for SkipNorm {
         float::shapes(self, inputs)?;
         let dtype = super::input(inputs, 0)?.float()?.dtype();
         real!(dtype, T => self.run::<T>(inputs))
+    }
+    fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
+        let mut c = broadcast::couple(&inputs[..2], &outputs[0]);
+        let Some(rank) = outputs[0].rank().filter(|r| *r > 0) else { return c };
+        let last = rank - 1;
+        for slot in 2..inputs.len() {
+            c.same((Port::In(slot), 0), (Port::Out(0), last));
+        }
+        for axis in 0..rank {
+            c.same((Port::Out(0), axis), (Port::Out(3), axis));
+        }
+        for moment in 1..outputs.len().min(3) {
+            (0..last).for_each(|axis| c.same((Port::Out(0), axis), (Port::Out(moment), axis)));
+            c.free.push((Port::Out(moment), last));
+        }
+        c.statistics.push((Port::In(0), last));
+        c
     }
 }

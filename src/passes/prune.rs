@@ -4,6 +4,7 @@
 //! units, [`mask()`] zeroes them and keeps all shapes, so that one can be held against the other.
 //! Knows no data: scores come from weights alone.
 
+pub mod depth;
 mod importance;
 mod mask;
 mod select;
