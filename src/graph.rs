@@ -6,6 +6,7 @@ pub mod coupling;
 pub mod diff;
 pub mod edit;
 pub mod infer;
+pub mod states;
 mod upgrade;
 
 pub use edit::Edit;

@@ -9,7 +9,9 @@ use tinsmith::runtime::{self, Library, Runtime};
 
 pub fn paths() -> Paths {
     tinsmith::child::set_program(env!("CARGO_BIN_EXE_tinsmith"));
-    let dir = std::env::var_os("TINSMITH_TEST_CACHE").map_or_else(
+    // An empty variable is none: it would put the cache where the tests run.
+    let given = std::env::var_os("TINSMITH_TEST_CACHE").filter(|dir| !dir.is_empty());
+    let dir = given.map_or_else(
         || PathBuf::from(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("test-cache"),
         PathBuf::from,
     );

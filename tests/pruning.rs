@@ -448,6 +448,33 @@ fn shuffled_channels_are_followed() {
     assert_eq!(shape(&pruned, "a.w")[0], 2 * after);
 }
 
+/// A row of an image as a sequence and back, its width asked of another value whose size is spelled in
+/// another way.
+#[test]
+fn channels_behind_open_axes_that_do_not_tell_are_followed() {
+    let mut net = Net::new(17);
+    let dims = [Dim::symbol("n"), Dim::from(3i64), Dim::from(4i64), Dim::symbol("w")];
+    let x = net.edit.add_input("x", Type::Tensor { dtype: DType::F32, shape: Some(dims.to_vec()) });
+    let a = net.conv("a", x, 3, 16, 1);
+    let half = [("kernel_shape", ints(&[2, 2])), ("strides", ints(&[2, 2]))];
+    let y = net.op("MaxPool", &[a], &half);
+    let to = net.constant(&[0, 16, -1]);
+    let y = net.op("Reshape", &[y, to], &[]);
+    let y = net.op("Transpose", &[y], &[("perm", ints(&[0, 2, 1]))]);
+    let half = [("kernel_shape", ints(&[1, 1])), ("strides", ints(&[1, 2]))];
+    let other = net.op("MaxPool", &[x], &half);
+    let batch = net.op("Shape", &[x], &[("end", Attr::Int(1))]);
+    let width = net.op("Shape", &[other], &[("start", Attr::Int(3))]);
+    let (rows, channels) = (net.constant(&[2]), net.constant(&[16]));
+    let to = net.op("Concat", &[batch, rows, width, channels], &[("axis", Attr::Int(0))]);
+    let y = net.op("Reshape", &[y, to], &[]);
+    let y = net.op("Transpose", &[y], &[("perm", ints(&[0, 3, 1, 2]))]);
+    let graph = net.head(y, 16);
+    let (pruned, decision) = checked(&graph, HALF);
+    assert_eq!(units(&graph, &decision, "a.w", 0), (16, 8));
+    assert_eq!(shape(&pruned, "head.w"), [5, 8]);
+}
+
 #[test]
 fn moved_and_resampled_channels_are_followed() {
     let mut net = Net::new(17);

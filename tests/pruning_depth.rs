@@ -445,6 +445,19 @@ fn convolutions_are_blocks_along_channels() {
     let input: Named = vec![("x".into(), Noise(4).tensor(&[2, 3, 6, 6], 1.0))];
     let scores = influences(&graph, &all, &feed(vec![input.clone()]), &Silent).unwrap();
     assert!(scores[0] < 1e-12 && scores[1] > 1e-3, "{scores:?}");
+    // By hand: a vector is what the channels hold at one pixel.
+    let mut edit = graph.edit();
+    all[1..].iter().for_each(|b| [b.entry, b.exit].into_iter().for_each(|v| edit.add_output(v)));
+    let seen = run(&edit.commit().unwrap(), &input);
+    let (x, y) = (seen[1].1.to_f64s().unwrap(), seen[2].1.to_f64s().unwrap());
+    let at = |n: usize, c: usize, p: usize| (n * 8 + c) * 36 + p;
+    let cosine = |k: usize| {
+        let (n, p) = (k / 36, k % 36);
+        let dot = |a: &[f64], b: &[f64]| (0..8).map(|c| a[at(n, c, p)] * b[at(n, c, p)]).sum::<f64>();
+        dot(&x, &y) / (dot(&x, &x) * dot(&y, &y)).sqrt()
+    };
+    let mean = (0..72).map(cosine).sum::<f64>() / 72.0;
+    assert!((scores[1] - (1.0 - mean)).abs() < 1e-12, "{scores:?} and {mean}");
     let cut = without(&graph, &all, &[0]).unwrap();
     assert!(cut.find("a.w").is_none_or(|v| cut.initializer(v).is_none()));
     let p = parity(&run(&graph, &input), &run(&cut, &input), 1e-6).unwrap();

@@ -1,13 +1,17 @@
 //! Structured pruning of transformers: whole key heads with their query heads, neurons of gated layers,
 //! and the hidden width are the groups; a sliced model gives what the masked one gives.
 
-use crate::transformer::{Decoder, Encoder};
+use crate::cache;
+use crate::transformer::{Decoder, Encoder, Noise};
 use std::collections::BTreeMap;
 use tinsmith::evaluate::parity::parity;
 use tinsmith::execute::Executor;
+use tinsmith::formats;
 use tinsmith::graph::Graph;
-use tinsmith::graph::coupling::{Coupled, Group, Kind, Options};
+use tinsmith::graph::coupling::{Costs, Coupled, Group, Kind, Options};
 use tinsmith::monitor::Silent;
+use tinsmith::passes::lower::{Target, lower};
+use tinsmith::passes::prune::depth;
 use tinsmith::passes::prune::{Settings, decide, mask, slice};
 use tinsmith::tensor::Tensor;
 
@@ -165,4 +169,141 @@ fn heads_and_neurons_of_an_encoder_leave() {
         assert_eq!(size(&pruned, "layers.0.q.bias", 0), 2 * net.head);
         assert_eq!(size(&pruned, "layers.0.up.bias", 0), 20);
     }
+}
+
+/// Prepared for a runtime, a decoder has the same groups, and what is sliced gives what is masked.
+#[test]
+fn groups_survive_the_lowering_for_runtimes() {
+    for net in [
+        Decoder { heads: 8, groups: 4, ..Decoder::default() },
+        Decoder { heads: 4, groups: 4, classic: true, tied: false, bias: true, ..Decoder::default() },
+        Decoder { heads: 6, groups: 3, head_norm: true, bias: true, ..Decoder::default() },
+    ] {
+        let graph = net.graph();
+        let wanted = kinds(&graph);
+        for target in [Target::Ort, Target::Standard] {
+            let lowered = lower(&graph, target).unwrap().0;
+            let found = coupled(&lowered);
+            let free = |kind: Kind| {
+                found.groups().iter().filter(|g| g.prunable() && g.kind == kind).collect::<Vec<_>>()
+            };
+            let told: Vec<_> = found.groups().iter().map(|g| (g.kind, g.units, &g.pinned_by)).collect();
+            assert_eq!(free(Kind::Heads).len(), wanted[&Kind::Heads], "{target:?} of {net:?}: {told:?}");
+            assert!(free(Kind::Heads).iter().all(|g| g.units == net.groups));
+            assert_eq!(free(Kind::Neurons).len(), net.layers, "{target:?} of {net:?}");
+            assert_eq!(free(Kind::Width).len(), 1, "{target:?} of {net:?}");
+            let text = "ratio = 0.4\nscope = 'layer'\nround_to = 1\nexclude = ['embedding']";
+            // Layers may keep different numbers of heads.
+            let inputs = |g: &Graph| {
+                let all = net.inputs(&[&[1, 5, 9, 3], &[7, 2, 0, 0]], &[&[1, 1, 1, 1], &[1, 1, 0, 0]], &[]);
+                all.into_iter().take(2).chain(crate::architectures::empty_caches(g, 2)).collect()
+            };
+            let pruned = agreeing(&lowered, &inputs, text);
+            assert!(size(&pruned, "layers.0.down.weight", 0) < net.inner);
+        }
+    }
+}
+
+/// A fifth of what may leave without a change of statistics leaves a real model, heads and neurons both.
+fn a_fifth_leaves(
+    graph: &Graph,
+    scope: &str,
+    exclude: &str,
+    inputs: &dyn Fn(&Graph) -> Vec<(String, Tensor)>,
+) {
+    let text = format!("ratio = 0.2\nscope = '{scope}'\nround_to = 1\nexclude = ['{exclude}']");
+    let settings: Settings = toml::from_str(&text).unwrap();
+    let decision = decide(graph, &settings, &Silent).unwrap();
+    let cut = |kind: Kind| {
+        let groups = decision.coupled.groups().iter().filter(|g| g.kind == kind);
+        groups.filter(|g| decision.kept(g) < g.units).count()
+    };
+    println!("{} groups of heads, {} of neurons", cut(Kind::Heads), cut(Kind::Neurons));
+    assert!(cut(Kind::Heads) > 0 && cut(Kind::Neurons) > 0);
+    let pruned = slice(graph, &decision).unwrap();
+    let masked = mask(graph, &decision).unwrap();
+    let first = |g: &Graph| vec![Executor::new(g).unwrap().run(&inputs(g)).unwrap().remove(0)];
+    let (whole, masked, sliced) = (first(graph), first(&masked), first(&pruned));
+    let p = parity(&masked, &sliced, 1e-5).unwrap();
+    println!("masked to sliced {:.1e}", p.max_rel);
+    assert!(p.max_rel <= 1e-5 && p.not_finite == 0, "masked and sliced differ: {p:?}");
+    assert!(parity(&whole, &sliced, 1e-5).unwrap().max_rel > 1e-3);
+    // Products are foretold exactly.
+    let bind = |s: &str| Some(if s.starts_with("past") { 0 } else { 96 });
+    let facts = graph.infer(&bind).unwrap();
+    let mut costs = Costs::of(graph, &facts, &decision.coupled);
+    let kept: Vec<usize> = decision.coupled.groups().iter().map(|g| decision.kept(g)).collect();
+    let before = costs.macs();
+    let start = std::time::Instant::now();
+    let foretold = costs.keep_all(&kept).unwrap();
+    println!("{before} -> {foretold} products, told in {:?}", start.elapsed());
+    let after = pruned.infer(&bind).unwrap();
+    assert_eq!(foretold, Costs::of(&pruned, &after, &coupled(&pruned)).macs());
+    assert!(foretold < before);
+    // An image has axes without a name, which nothing binds.
+    assert!(costs.unknown() == 0 || graph.find("input_ids").is_none());
+    let count = |g: &Graph| -> u64 {
+        tinsmith::graph::constants::Constants::of(g).weights().map(|(_, t)| t.len() as u64).sum()
+    };
+    assert_eq!(count(graph) - count(&pruned), decision.removed_parameters);
+}
+
+fn tokens(graph: &Graph, ids: &[i64]) -> Vec<(String, Tensor)> {
+    let row = |v: Vec<i64>| Tensor::from_vec(vec![1, v.len()], v).unwrap();
+    let mut all = vec![];
+    for v in graph.required_inputs() {
+        match graph.value_name(v) {
+            "input_ids" => all.push(("input_ids".to_string(), row(ids.to_vec()))),
+            "attention_mask" => all.push(("attention_mask".to_string(), row(vec![1; ids.len()]))),
+            "token_type_ids" => all.push(("token_type_ids".to_string(), row(vec![0; ids.len()]))),
+            _ => {}
+        }
+    }
+    all.extend(crate::architectures::empty_caches(graph, 1));
+    all
+}
+
+#[test]
+fn a_sentence_encoder_shrinks() {
+    let dir = cache::fetched("minilm-l6").dir;
+    let graph = formats::load(&dir).unwrap().graph;
+    let text = |g: &Graph| tokens(g, &[101, 7592, 2088, 2003, 1037, 102]);
+    a_fifth_leaves(&graph, "layer", "embeddings", &text);
+    // Its layers are blocks too; each turns what passes it a little.
+    let layers = depth::blocks(&graph, &graph.infer(&|_| None).unwrap(), depth::Unit::Layer);
+    let scores = depth::influences(&graph, &layers, &|sink| sink(&text(&graph)), &Silent).unwrap();
+    println!("influence of the layers: {scores:.3?}");
+    assert!(scores.len() == 6 && scores.iter().all(|s| *s > 0.001 && *s < 1.0));
+    let short = depth::without(&graph, &layers, &[0, 3]).unwrap();
+    assert_eq!(depth::blocks(&short, &short.infer(&|_| None).unwrap(), depth::Unit::Layer).len(), 4);
+    let y = Executor::new(&short).unwrap().run(&text(&short)).unwrap();
+    assert!(y[0].1.to_f32s().unwrap().iter().all(|x| x.is_finite()));
+}
+
+/// Four layers of thirty: more of them amplify the last bits of single precision.
+#[test]
+fn a_language_model_shrinks() {
+    let path = cache::fetched("smollm2-135m").file(".gguf").unwrap();
+    let graph = formats::load(&path).unwrap().graph;
+    let layers = depth::blocks(&graph, &graph.infer(&|_| None).unwrap(), depth::Unit::Layer);
+    assert_eq!(layers.len(), 30);
+    let gone: Vec<usize> = (0..30).filter(|k| ![0, 9, 19, 29].contains(k)).collect();
+    let short = depth::without(&graph, &layers, &gone).unwrap();
+    a_fifth_leaves(&short, "global", "token_embd", &|g| tokens(g, &[504, 2643, 282, 4649, 314]));
+}
+
+#[test]
+fn text_recognition_shrinks() {
+    let path = cache::fetched("ppocr").file("rec_infer.onnx").unwrap();
+    let image = Noise(3).tensor(&[1, 3, 48, 96], 1.0);
+    let feed = |g: &Graph| {
+        let x = g.required_inputs().next().unwrap();
+        vec![(g.value_name(x).to_string(), image.clone())]
+    };
+    let graph = formats::load(&path).unwrap().graph;
+    a_fifth_leaves(&graph, "layer", "layer_norm", &feed);
+    // The width of its sequence may shrink too, though norms take their statistics over it.
+    let found = coupled(&graph);
+    let width: Vec<_> = found.groups().iter().filter(|g| g.kind == Kind::Width).collect();
+    assert!(width.len() == 1 && width[0].prunable() && !width[0].statistics.is_empty(), "{width:?}");
 }

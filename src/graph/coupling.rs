@@ -11,12 +11,14 @@
 //! the reason is kept.
 
 mod collect;
+mod costs;
 mod kind;
 mod label;
 #[cfg(test)]
 mod tests;
 mod union;
 
+pub use costs::Costs;
 pub use kind::Kind;
 
 use super::constants::Constants;

@@ -260,8 +260,8 @@ pub fn resized_shape(
 /// How axes tie where the elements keep their order under another shape. Runs of axes with equal
 /// products belong together: one to one is the same axis; where one splits or several merge, one axis
 /// of the finer side is tied, in blocks, and the others are pinned. Tied is the outermost axis (heads
-/// before head size; channels before height and width), but not a packing of 2 or 3 (query, key, value)
-/// before two more, and in front of two or more untouched trailing axes (images) the inner one of two,
+/// before head size; channels before height and width), but not of a split a packing of 2 or 3 (query, key,
+/// value) before two more, and in front of two or more untouched trailing axes (images) the inner one of two,
 /// because that is the channel shuffle.
 pub fn regroup(input: Option<&Fact>, output: &Fact) -> Coupling {
     let mut coupling =
@@ -281,7 +281,7 @@ pub fn regroup(input: Option<&Fact>, output: &Fact) -> Coupling {
                 (Some(x), Some(y)) => x < y,
                 _ if divides(&p, &q) => true,
                 _ if divides(&q, &p) => false,
-                _ => return coupling,
+                _ => return behind(coupling, (a, from_i), (b, from_j)),
             };
             if smaller && i < a.len() {
                 p = p * a[i].clone();
@@ -290,11 +290,29 @@ pub fn regroup(input: Option<&Fact>, output: &Fact) -> Coupling {
                 q = q * b[j].clone();
                 j += 1;
             } else {
-                return coupling;
+                return behind(coupling, (a, from_i), (b, from_j));
             }
         }
         let trailing = a.len() - i == b.len() - j && a[i..] == b[j..] && a.len() - i >= 2;
         tie(&mut coupling, &a[from_i..i], from_i, &b[from_j..j], from_j, trailing);
+    }
+    coupling
+}
+
+/// Ties what lies behind axes whose sizes do not tell how they belong together, counted from the last
+/// axis on and not before the given ones: while the sizes are equal, so are the indices.
+fn behind(mut coupling: Coupling, (a, from_a): (&[Dim], usize), (b, from_b): (&[Dim], usize)) -> Coupling {
+    let (mut i, mut j) = (a.len(), b.len());
+    while i > from_a && j > from_b {
+        match (&a[i - 1], &b[j - 1]) {
+            (x, _) if x.is(1) => i -= 1,
+            (_, y) if y.is(1) => j -= 1,
+            (x, y) if x == y && !x.is_unknown() => {
+                (i, j) = (i - 1, j - 1);
+                coupling.same((Port::In(0), i), (Port::Out(0), j));
+            }
+            _ => break,
+        }
     }
     coupling
 }
@@ -349,7 +367,7 @@ fn tie(coupling: &mut Coupling, a: &[Dim], a0: usize, b: &[Dim], b0: usize, imag
 fn unit(parts: &[(usize, Dim)], image: bool, splits: bool) -> Option<(usize, Pattern, usize)> {
     let sizes: Vec<usize> = parts.iter().map(|(_, d)| d.size()).collect::<Option<_>>()?;
     let k = match sizes.as_slice() {
-        [2 | 3, _, _, ..] => 1,
+        [2 | 3, _, _, ..] if splits => 1,
         // Channel shuffle: split into (groups, channels), merged from (channels, groups).
         [groups, _] if image && splits && *groups <= 16 => 1,
         _ => 0,

@@ -4,7 +4,7 @@
 use super::Options;
 use super::union::Union;
 use crate::graph::constants::Constants;
-use crate::graph::{Facts, Graph, NodeIndex, ValueId};
+use crate::graph::{Facts, Graph, NodeIndex, ValueId, states};
 use crate::ops::{Dim, Fact, Pattern, Port};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -105,7 +105,8 @@ impl Collected {
 
     /// Pins graph inputs and outputs, but for states that the caller only hands on from run to run.
     fn pin_interface(&mut self, graph: &Graph) {
-        let states = std::mem::take(&mut self.states);
+        let mut states = std::mem::take(&mut self.states);
+        states.extend(self.named_states(graph));
         let (inputs, outputs): (BTreeSet<ValueId>, BTreeSet<ValueId>) =
             (graph.required_inputs().collect(), graph.outputs().iter().copied().collect());
         let free: BTreeSet<ValueId> = states
@@ -119,6 +120,18 @@ impl Collected {
         for v in outputs.difference(&free) {
             self.pin_value(*v, &format!("graph output \"{}\"", graph.value_name(*v)));
         }
+    }
+
+    /// States by name whose axes are the same before and after, but for the one that grows.
+    fn named_states(&mut self, graph: &Graph) -> Vec<(ValueId, ValueId)> {
+        let pairs = states::of(graph).into_values().map(|s| (s.past, s.present));
+        pairs
+            .filter(|(past, present)| {
+                let (a, b) = (self.axes(*past), self.axes(*present));
+                let same = a.clone().zip(b.clone()).filter(|(a, b)| self.same.root(*a) == self.same.root(*b));
+                a.len() == b.len() && same.count() + 1 >= a.len()
+            })
+            .collect()
     }
 
     /// Axes of a value.

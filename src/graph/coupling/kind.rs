@@ -86,6 +86,10 @@ impl<'a> Kinds<'a> {
         }
         let norm = statistics.iter().any(|i| NORMS.contains(&self.graph.node(*i).op_type.as_str()));
         let sums = nodes.iter().filter(|(_, n)| on.sum(n)).count();
+        // Elements of a head are no features.
+        if any(&|n| on.mixed(n)) {
+            return Kind::Other;
+        }
         if any(&|n| on.table(n)) || (norm && sums >= STREAM) {
             return Kind::Width;
         }
@@ -138,6 +142,12 @@ impl Touched<'_> {
             && n.inputs.iter().flatten().count() == 2
             && n.inputs.iter().flatten().all(|v| !self.is_fixed(*v) && self.value(*v))
             && n.outputs.iter().flatten().any(|v| self.value(*v))
+    }
+    /// Multiplies activations with each other as matrices, attends, or turns what will.
+    fn mixed(&self, n: &Node) -> bool {
+        ATTENTIONS.contains(&n.op_type.as_str())
+            || n.op_type == "RotaryEmbedding"
+            || (n.is("MatMul") && n.inputs.iter().flatten().all(|v| !self.is_fixed(*v)))
     }
     /// Adds activations to each other.
     fn sum(&self, n: &Node) -> bool {

@@ -7,7 +7,6 @@ mod find;
 mod influence;
 mod loss;
 mod remove;
-mod states;
 
 pub use find::blocks;
 pub use influence::influences;

@@ -1,9 +1,9 @@
 //! Residual branches from structure: a sum of a value and of something that is computed from it, with
 //! nothing in between that is needed elsewhere.
 
-use super::{Block, Kind, Unit, states};
+use super::{Block, Kind, Unit};
 use crate::graph::constants::Constants;
-use crate::graph::{Facts, Graph, Node, NodeIndex, Uses, ValueId};
+use crate::graph::{Facts, Graph, Node, NodeIndex, Uses, ValueId, states};
 use crate::ops::{Dim, Operator};
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashSet};

@@ -2,8 +2,8 @@
 //! leave with their caches, and the caches that stay are numbered without gaps.
 
 use super::Block;
-use super::states::{self, State};
 use crate::error::{Error, Result};
+use crate::graph::states::{self, State};
 use crate::graph::{Edit, Graph, Node, NodeIndex, Type, ValueId};
 use crate::ops::Dim;
 use crate::passes::optimize::drop_unused_constants;
