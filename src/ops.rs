@@ -46,6 +46,7 @@ pub use attributes::{Attr, Attributes};
 pub use coupling::{Coupling, Cut, Link, Pattern, Port};
 pub use dim::Dim;
 pub use fact::Fact;
+pub use skip_norm::EPSILON as SKIP_NORM_EPSILON;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor, Value};

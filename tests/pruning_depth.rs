@@ -8,11 +8,13 @@ use tinsmith::analysis;
 use tinsmith::evaluate::parity::parity;
 use tinsmith::execute::Executor;
 use tinsmith::formats;
-use tinsmith::graph::{Edit, Graph, Type, ValueId};
+use tinsmith::graph::{Edit, Graph, Node, Type, ValueId};
 use tinsmith::monitor::Silent;
 use tinsmith::ops::{Attr, Attributes, Dim};
 use tinsmith::passes::lower::{Target, lower};
-use tinsmith::passes::prune::depth::{Block, Kind, Unit, blocks, in_turn, influences, losses, without};
+use tinsmith::passes::prune::depth::{
+    Block, Kind, Unit, blocks, in_turn, influences, losses, spelled, without,
+};
 use tinsmith::runtime::{Session, SessionOptions};
 use tinsmith::tensor::{DType, Tensor};
 
@@ -295,6 +297,71 @@ fn what_is_left_runs_on_the_runtime() {
         let inputs = encoder_inputs(&net);
         agrees_on_runtime(&lower(&cut, Target::Ort).unwrap().0, &inputs, &run(&cut, &inputs));
     }
+}
+
+/// As runtimes fuse it: every sum with the norm that reads it.
+fn fused(graph: &Graph) -> Graph {
+    let uses = graph.uses();
+    let mut edit = graph.edit();
+    let mut count = 0;
+    for (i, node) in graph.nodes().iter().enumerate().filter(|(_, n)| n.is("Add")) {
+        let sum = node.outputs[0].unwrap();
+        let norm = uses.consumers(sum).iter().find(|(r, slot)| {
+            *slot == 0
+                && ["SimplifiedLayerNormalization", "LayerNormalization"]
+                    .contains(&graph.node(*r).op_type.as_str())
+        });
+        let Some((norm, _)) = norm else { continue };
+        let old = graph.node(*norm);
+        let inputs = node.inputs.iter().chain(&old.inputs[1..]).copied().collect();
+        let others = uses.consumers(sum).len() > 1;
+        let outputs = vec![old.outputs[0], None, None, others.then_some(sum)];
+        let epsilon = old.attributes.get("epsilon").unwrap().clone();
+        let fused = Node::new(&format!("Skip{}", old.op_type), inputs, outputs)
+            .in_domain("com.microsoft")
+            .with(Attributes::new().with("epsilon", epsilon));
+        edit.remove_node(i);
+        edit.remove_node(*norm);
+        edit.add_node(fused);
+        count += 1;
+    }
+    assert!(count > 2);
+    edit.set_opset("com.microsoft", 1);
+    edit.commit().unwrap()
+}
+
+#[test]
+fn sums_fused_with_norms_are_taken_apart() {
+    for net in decoders() {
+        let graph = lower(&net.graph(), Target::Ort).unwrap().0;
+        let fused = fused(&graph);
+        let inputs = decoder_inputs(&net);
+        let wanted = run(&graph, &inputs);
+        agrees_on_runtime(&fused, &inputs, &wanted);
+        assert!(found(&fused, Unit::Block).len() < 2 * net.layers);
+        let apart = spelled(&fused).unwrap();
+        let all = found(&apart, Unit::Block);
+        assert_eq!(all.len(), 2 * net.layers, "{net:?}");
+        let of_plain = found(&graph, Unit::Block);
+        for k in 0..all.len() {
+            let a = without(&apart, &all, &[k]).unwrap();
+            let b = without(&graph, &of_plain, &[k]).unwrap();
+            let caches = net.layers - usize::from(k % 2 == 0);
+            let inputs = decoder_inputs(&Decoder { layers: caches, ..net.clone() });
+            let p = parity(&run(&a, &inputs), &run(&b, &inputs), 1e-6).unwrap();
+            assert!(p.max_rel <= 1e-6 && p.not_finite == 0, "{p:?} without {k} of {net:?}");
+        }
+    }
+    // A norm behind every branch needs nothing of the kind.
+    let net = &encoders()[0];
+    let graph = lower(&net.graph(), Target::Ort).unwrap().0;
+    let fused = fused(&graph);
+    assert_eq!(spelled(&fused).unwrap().nodes().len(), fused.nodes().len());
+    assert_eq!(found(&fused, Unit::Block).len(), 2 * net.layers);
+    let (a, b) = (without(&fused, &found(&fused, Unit::Layer), &[1]), found(&graph, Unit::Layer));
+    let inputs = encoder_inputs(net);
+    let p = parity(&run(&a.unwrap(), &inputs), &run(&without(&graph, &b, &[1]).unwrap(), &inputs), 1e-6);
+    assert!(p.as_ref().is_ok_and(|p| p.max_rel <= 1e-6), "{p:?}");
 }
 
 fn agrees_on_runtime(graph: &Graph, inputs: &Named, wanted: &Named) {

@@ -26,6 +26,9 @@ pub const SPECS: &[Spec] = &[
     },
 ];
 
+/// What a norm with residual adds to the variance where it does not say.
+pub const EPSILON: f32 = 1e-12;
+
 /// Norm of `input + skip + bias` over the last axis; the sum is the fourth output, mean and reciprocal
 /// deviation are the second and third.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ struct SkipNorm {
 
 impl SkipNorm {
     fn parse(a: &Attributes, centred: bool) -> Result<Arc<dyn Operator>> {
-        Ok(Arc::new(SkipNorm { centred, epsilon: a.float("epsilon", 1e-5)?.into() }))
+        Ok(Arc::new(SkipNorm { centred, epsilon: a.float("epsilon", EPSILON)?.into() }))
     }
 
     fn run<T: Scalar>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {

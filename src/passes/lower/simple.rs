@@ -221,7 +221,7 @@ fn skip_norm(emit: &mut Emit<'_>, i: NodeIndex) -> Result<()> {
         }
     }
     let out = emit.wanted(i, 0);
-    let epsilon = node.attributes.float("epsilon", 1e-5)?;
+    let epsilon = node.attributes.float("epsilon", crate::ops::SKIP_NORM_EPSILON)?;
     if let (Some(out), true) = (out, centred) {
         let with = attributes(&[("axis", Attr::Int(-1)), ("epsilon", Attr::Float(epsilon))]);
         let inputs = vec![Some(sum), Some(gain), emit.input(i, 3)];

@@ -7,11 +7,13 @@ mod find;
 mod influence;
 mod loss;
 mod remove;
+mod spell;
 
 pub use find::blocks;
 pub use influence::influences;
 pub use loss::{Step, in_turn, losses};
 pub use remove::without;
+pub use spell::spelled;
 
 use crate::graph::{NodeIndex, ValueId};
 use serde::{Deserialize, Serialize};

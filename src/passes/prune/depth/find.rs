@@ -19,13 +19,14 @@ const NORMS: &[&str] = &[
     "SimplifiedLayerNormalization",
 ];
 /// Sums that take their norm with them.
-const NORMED_SUMS: &[&str] = &["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"];
+pub(super) const NORMED_SUMS: &[&str] = &["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"];
 const ATTENTIONS: &[&str] = &["Attention", "GroupQueryAttention", "MultiHeadAttention"];
 
 /// Residual branches in execution order, none inside another; merged into layers where `unit` asks for
 /// it. Branches whose values are needed elsewhere are none, but for caches ([`super::without`] hands
 /// them on). `facts` tell which shapes are equal; multiply-accumulates are counted where they bind all
-/// sizes. Blocks whose sum and norm are spelled out by other operators end before the norm.
+/// sizes. A norm that is spelled out by other operators stays behind its block, and sums that runtimes
+/// fused with the norm of the next branch hide it ([`super::spelled`]).
 pub fn blocks(graph: &Graph, facts: &Facts, unit: Unit) -> Vec<Block> {
     let finder = Finder::of(graph, facts);
     let mut found: Vec<Branch> = (0..graph.nodes().len()).filter_map(|i| finder.branch(i)).collect();
@@ -124,7 +125,7 @@ impl<'a> Finder<'a> {
         }
         let (a, b) = (node.inputs.first().copied().flatten()?, node.inputs.get(1).copied().flatten()?);
         let sum = node.outputs.first().copied().flatten()?;
-        // The sum itself is read too: its norm cannot stay behind without it.
+        // The sum itself is read too: its norm cannot stay behind without it (`spelled` takes them apart).
         if normed && node.outputs.iter().skip(1).flatten().any(|v| self.is_read(*v)) {
             return None;
         }
