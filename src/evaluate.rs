@@ -7,6 +7,7 @@ pub mod measure;
 pub mod measurement;
 pub mod noise;
 pub mod parity;
+pub mod samples;
 pub mod stats;
 pub mod tasks;
 

@@ -7,21 +7,16 @@ pub mod prune;
 pub mod quantize;
 
 use crate::error::{Error, Result};
+use crate::evaluate::samples::Samples;
 use crate::graph::{Graph, NodeIndex};
 use crate::monitor::Monitor;
-use crate::tensor::Tensor;
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// Version of [`PassReport`].
 pub const SCHEMA_VERSION: u32 = 1;
-
-/// Takes one batch of named input tensors.
-pub type Sink<'a> = dyn FnMut(&[(String, Tensor)]) -> Result<()> + 'a;
-
-/// Pushes batches into the given sink until the data ends or it fails.
-pub type Feed<'a> = dyn Fn(&mut Sink<'_>) -> Result<()> + Send + Sync + 'a;
 
 /// What a pass may use.
 pub struct Ctx<'a> {
@@ -31,8 +26,28 @@ pub struct Ctx<'a> {
     pub seed: u64,
     /// Threads to use.
     pub threads: usize,
-    /// Calibration data, where the recipe names some.
-    pub calibration: Option<&'a Feed<'a>>,
+    /// Data to look at a model with, where the recipe names some.
+    pub calibration: Option<&'a Samples>,
+    /// Data to train on, where the recipe names some.
+    pub train: Option<&'a Samples>,
+    /// Where work inside a step saves how far it has come.
+    pub keep: Option<&'a dyn Keep>,
+}
+
+impl<'a> Ctx<'a> {
+    /// One thread, seed 0, no data.
+    pub fn new(monitor: &'a dyn Monitor) -> Ctx<'a> {
+        Ctx { monitor, seed: 0, threads: 1, calibration: None, train: None, keep: None }
+    }
+}
+
+/// Keeps what was computed inside a step through stops and crashes.
+pub trait Keep {
+    /// Saves what `fill` writes into the directory that it is given, as of `step`; it replaces what was
+    /// kept before only once it is whole.
+    fn save(&self, step: u64, fill: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()>;
+    /// The newest that is whole: its step and directory.
+    fn newest(&self) -> Option<(u64, PathBuf)>;
 }
 
 /// What a pass will need.

@@ -267,7 +267,7 @@ fn residual_sums_are_joined_where_asked() {
         ),
     ] {
         let settings: toml::Table = toml::from_str("target = 'ort'\njoin_residuals = true").unwrap();
-        let mut ctx = Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None };
+        let mut ctx = Ctx::new(&Silent);
         let (lowered, _) = by_name("lower", &settings).unwrap().run(&graph, &mut ctx).unwrap();
         assert_eq!(operators(&lowered)[op], 4);
         let wanted = Executor::new(&graph).unwrap().run(&inputs).unwrap().remove(0).1;

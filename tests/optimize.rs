@@ -48,7 +48,7 @@ pub fn outputs(model: &Path, input: &[(String, Tensor)]) -> Vec<(String, Vec<f32
 
 fn optimized(graph: &Graph) -> (Graph, PassReport) {
     let pass = passes::by_name("optimize", &"".parse().unwrap()).unwrap();
-    pass.run(graph, &mut Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None }).unwrap()
+    pass.run(graph, &mut Ctx::new(&Silent)).unwrap()
 }
 
 #[test]

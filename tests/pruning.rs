@@ -378,7 +378,7 @@ fn a_statistic_over_the_channels_is_told() {
     let w = net.weight("b", &[16, 3]);
     let y = net.op("MatMul", &[y, w], &[]);
     let graph = net.done(y);
-    let mut ctx = Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None };
+    let mut ctx = Ctx::new(&Silent);
     let pass = by_name("prune", &"ratio = 0.5".parse().unwrap()).unwrap();
     let (pruned, report) = pass.run(&graph, &mut ctx).unwrap();
     assert_eq!(shape(&pruned, "scale"), [8]);
@@ -641,7 +641,7 @@ fn refusals_name_what_stands_in_the_way() {
     }
     assert!(build("ratio = 0.2\nbogus = 1").is_err());
 
-    let ctx = Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None };
+    let ctx = Ctx::new(&Silent);
     let mut net = Net::new(17);
     let x = net.input(&[1, 6]);
     let y = net.gemm("only", x, 6, 16);
@@ -664,7 +664,7 @@ fn refusals_name_what_stands_in_the_way() {
     // Interfaces may change on request: the input loses features, and says so in its declaration.
     let (pruned, _) = build("ratio = 0.3\nround_to = 1\nallow_interface_change = true")
         .unwrap()
-        .run(&graph, &mut Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None })
+        .run(&graph, &mut Ctx::new(&Silent))
         .unwrap();
     let x = pruned.inputs()[0];
     let Some(Type::Tensor { shape: Some(declared), .. }) = &pruned.value(x).ty else { panic!("no type") };
@@ -679,7 +679,7 @@ fn the_report_tells_groups_scores_and_figures() {
     let a = net.conv("a", x, 3, 32, 1);
     let b = net.conv("b", a, 32, 32, 1);
     let graph = net.head(b, 32);
-    let mut ctx = Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None };
+    let mut ctx = Ctx::new(&Silent);
     let pass = by_name("prune", &"ratio = 0.5".parse().unwrap()).unwrap();
     let (pruned, report) = pass.run(&graph, &mut ctx).unwrap();
     assert_eq!(report.facts["parameters_before"], parameters(&graph) as f64);

@@ -5,15 +5,16 @@ use crate::optimize::{models, outputs, picture};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tinsmith::error::{Kind, Result};
+use tinsmith::evaluate::samples::{Batch, Samples};
 use tinsmith::formats;
 use tinsmith::graph::Graph;
 use tinsmith::monitor::Silent;
-use tinsmith::passes::{self, Ctx, Feed, PassReport, Sink};
+use tinsmith::passes::{self, Ctx, PassReport};
 use tinsmith::tensor::{DType, Tensor};
 
-fn run(pass: &str, settings: &str, graph: &Graph, feed: Option<&Feed<'_>>) -> Result<(Graph, PassReport)> {
+fn run(pass: &str, settings: &str, graph: &Graph, data: Option<&Samples>) -> Result<(Graph, PassReport)> {
     let pass = passes::by_name(pass, &settings.parse().unwrap()).unwrap();
-    pass.run(graph, &mut Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: feed })
+    pass.run(graph, &mut Ctx { calibration: data, ..Ctx::new(&Silent) })
 }
 
 /// Cosine of the angle between all outputs of two models on one input.
@@ -77,9 +78,8 @@ fn static_int8_of_a_convolutional_net_runs_and_stays_close() {
     let file = cache::fetched("ppocr").file("cls_infer.onnx").unwrap();
     let graph = formats::load(&file).unwrap().graph;
     let (graph, _) = run("optimize", "", &graph, None).unwrap();
-    let feed = |push: &mut Sink<'_>| {
-        [3, 5, 8, 9].into_iter().try_for_each(|step| push(&picture([2, 3, 48, 192], step)))
-    };
+    let batch = |step| Batch { inputs: picture([2, 3, 48, 192], step).to_vec(), ..Batch::default() };
+    let feed = Samples::given([3, 5, 8, 9].map(batch).to_vec());
     let (int8, report) = run("quantize", "scheme = 'static-int8'", &graph, Some(&feed)).unwrap();
     assert_eq!(report.facts["calibration_samples"], 8.0);
     let path = dir.path().join("cls.onnx");

@@ -66,7 +66,7 @@ pub(super) fn run(
 }
 
 fn data() -> DataSpec {
-    DataSpec { train: None, calibration: Some(CALIBRATION.into()), eval: Some(EVALUATION.into()) }
+    DataSpec { calibration: Some(CALIBRATION.into()), eval: Some(EVALUATION.into()), ..DataSpec::default() }
 }
 
 /// What the model is, and what is proposed for it on this machine.

@@ -59,7 +59,12 @@ pub(super) struct DataArgs {
 impl DataArgs {
     /// As a recipe states it.
     pub(super) fn spec(&self) -> DataSpec {
-        DataSpec { train: self.train.clone(), calibration: self.calibration.clone(), eval: self.data.clone() }
+        DataSpec {
+            train: self.train.clone(),
+            calibration: self.calibration.clone(),
+            eval: self.data.clone(),
+            ..DataSpec::default()
+        }
     }
 }
 

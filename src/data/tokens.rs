@@ -60,6 +60,30 @@ impl TokenSet {
         Ok(TokenSet { rows, labels: texts.labels().to_vec(), pad, cut, hash })
     }
 
+    /// Cuts documents into rows of `length` tokens that follow each other without overlap, each begun
+    /// with the token that begins a text where the tokenizer puts one there. What is left of a document
+    /// is a row too, unless it is a single token.
+    pub fn windows(texts: &TextSet, tokenizer: &Tokenizer, length: usize) -> Result<TokenSet> {
+        let before = tokenizer.beginning()?;
+        let room = length.saturating_sub(before.len());
+        if room < 2 {
+            return Err(Error::usage("TOKENS-LENGTH", "rows of this length predict nothing")
+                .found(length)
+                .limit(format!("{} or more", before.len() + 2)));
+        }
+        let mut rows = Vec::new();
+        for text in texts.documents() {
+            let ids = tokenizer.encode(&text?, false)?;
+            let cut = ids.chunks(room).filter(|c| c.len() > 1);
+            rows.extend(cut.map(|c| before.iter().chain(c).copied().collect::<Vec<u32>>()));
+        }
+        let special = tokenizer.special();
+        let pad = special.pad.or(special.eos.first().copied()).unwrap_or(0);
+        let content = format!("windows{}{}{length}", texts.hash(), tokenizer.digest());
+        let hash = crate::save::sha256(content.as_bytes());
+        Ok(TokenSet { rows, labels: Vec::new(), pad, cut: 0, hash })
+    }
+
     /// Number of rows.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
@@ -82,9 +106,18 @@ impl TokenSet {
         &self.hash
     }
 
+    /// These rows, in this order, as [`TokenSet::batch`] gives them.
+    pub fn batch_of(&self, rows: &[usize], padding: Padding) -> Result<Vec<(String, Tensor)>> {
+        let rows: Vec<Vec<u32>> = rows.iter().map(|r| self.rows[*r].clone()).collect();
+        self.padded(&rows, padding)
+    }
+
     /// Rows `from..to` as `input_ids` and `attention_mask` `[rows, length]`, i64, padded at the end.
     pub fn batch(&self, from: usize, to: usize, padding: Padding) -> Result<Vec<(String, Tensor)>> {
-        let rows = &self.rows[from..to.min(self.rows.len())];
+        self.padded(&self.rows[from..to.min(self.rows.len())], padding)
+    }
+
+    fn padded(&self, rows: &[Vec<u32>], padding: Padding) -> Result<Vec<(String, Tensor)>> {
         let length = match padding {
             Padding::Longest => rows.iter().map(Vec::len).max().unwrap_or(0).max(1),
             Padding::To(length) => length,

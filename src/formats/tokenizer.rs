@@ -261,6 +261,12 @@ impl Tokenizer {
         &self.special
     }
 
+    /// The tokens that it puts before every text: the one for the beginning, where it does.
+    pub fn beginning(&self) -> Result<Vec<u32>> {
+        let first = self.encode("a", true)?.first().copied();
+        Ok(self.special().bos.filter(|bos| first == Some(*bos)).into_iter().collect())
+    }
+
     /// Type of the model: `BPE`, `WordPiece`, `WordLevel`, `Unigram`.
     pub fn kind(&self) -> &str {
         self.definition.model.kind.as_deref().unwrap_or("BPE")

@@ -53,6 +53,18 @@ impl Checkpoints {
         Checkpoints { root: root.to_path_buf(), identity: identity.into() }
     }
 
+    /// Checkpoints of the same work inside its step `step`, in a directory of their own.
+    pub fn inside(&self, step: u64) -> Result<Checkpoints> {
+        let root = self.root.join(format!("inside-{step}"));
+        std::fs::create_dir_all(&root).map_err(|e| Error::io("make the directory", &root, e))?;
+        Ok(Checkpoints { root, identity: self.identity.clone() })
+    }
+
+    /// Where they lie.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn path(&self, step: u64) -> PathBuf {
         self.root.join(format!("step-{step}"))
     }

@@ -21,6 +21,9 @@ pub struct DataSpec {
     /// Evaluation data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval: Option<String>,
+    /// Most tokens of a row, where the data are texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length: Option<usize>,
 }
 
 /// One step: the pass and its settings, which the pass itself reads and checks.

@@ -97,7 +97,11 @@ fn ask(summary: &Summary, isa: &str, goal: &Goal, data: &DataSpec) -> Recommenda
 }
 
 fn data() -> DataSpec {
-    DataSpec { calibration: Some("digits:train".into()), eval: Some("digits:test".into()), train: None }
+    DataSpec {
+        calibration: Some("digits:train".into()),
+        eval: Some("digits:test".into()),
+        ..DataSpec::default()
+    }
 }
 
 fn names(r: &Recommendation) -> Vec<&str> {
@@ -195,7 +199,7 @@ fn steps_that_do_not_exist_are_named_with_their_place() {
     assert_eq!(error.kind().exit_code(), 2);
     assert!(error.to_string().contains("step[0]") && error.to_string().contains("sharpen"), "{error}");
     recipe.steps.clear();
-    recipe.data = DataSpec { train: None, calibration: Some("a".into()), eval: Some("a".into()) };
+    recipe.data = DataSpec { calibration: Some("a".into()), eval: Some("a".into()), ..DataSpec::default() };
     assert!(recipe.check().unwrap()[0].contains("same data"));
     recipe.goal.latency_ms = Some(-1.0);
     assert_eq!(recipe.check().unwrap_err().field_path(), Some("goal.latency_ms"));

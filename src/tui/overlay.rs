@@ -479,6 +479,6 @@ impl GoalForm {
                 Err(e) => Err((field, format!("{}: {}", FIELDS[field].0, e.message()))),
             }
         };
-        Ok((goal, DataSpec { eval: spec(5)?, calibration: spec(6)?, train: spec(7)? }))
+        Ok((goal, DataSpec { eval: spec(5)?, calibration: spec(6)?, train: spec(7)?, ..DataSpec::default() }))
     }
 }

@@ -131,8 +131,7 @@ pub(super) fn run(
     monitor: &dyn Monitor,
 ) -> Result<Outcome> {
     let window = options.window.unwrap_or_else(|| tokenizer.longest().unwrap_or(WINDOW).min(WINDOW));
-    let before: Vec<u32> =
-        tokenizer.special().bos.filter(|bos| begins(tokenizer, *bos)).into_iter().collect();
+    let before = tokenizer.beginning()?;
     let room = window.saturating_sub(before.len());
     let stride = options.stride.unwrap_or(room).min(room);
     if room < 2 || stride == 0 {
@@ -223,11 +222,6 @@ pub(super) fn run(
     ];
     let settings = settings.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
     Ok(Outcome { quality, metrics, settings, notes })
-}
-
-/// Whether the tokenizer begins texts with this token.
-fn begins(tokenizer: &Tokenizer, bos: u32) -> bool {
-    tokenizer.encode("a", true).is_ok_and(|ids| ids.first() == Some(&bos))
 }
 
 fn judge_window(

@@ -69,23 +69,7 @@ struct Own {
 
 impl Own {
     fn new(graph: &Graph) -> Result<Own> {
-        let port = |v| {
-            let name = graph.value_name(v).to_string();
-            match &graph.value(v).ty {
-                Some(Type::Tensor { dtype, shape: Some(shape) }) => {
-                    let dims = shape.iter().map(|d| match (d.size(), d.as_symbol()) {
-                        (Some(n), _) => Dim::Fixed(n),
-                        (None, Some(symbol)) => Dim::Symbol(symbol.into()),
-                        _ => Dim::Unknown,
-                    });
-                    Ok(Port { name, dtype: *dtype, dims: dims.collect() })
-                }
-                _ => Err(Error::unsupported("EVAL-INPUT", "the model does not state the shape of an input")
-                    .found(name)),
-            }
-        };
-        let inputs = graph.required_inputs().map(port).collect::<Result<_>>()?;
-        Ok(Own { executor: Executor::new(graph)?, inputs })
+        Ok(Own { executor: Executor::new(graph)?, inputs: ports(graph)? })
     }
 }
 
@@ -121,6 +105,29 @@ impl Runner for Own {
     fn engine(&self) -> String {
         "executor".into()
     }
+}
+
+/// The required inputs of a graph.
+///
+/// # Errors
+/// `Unsupported` where the shape of one is not stated.
+pub(in crate::evaluate) fn ports(graph: &Graph) -> Result<Vec<Port>> {
+    let port = |v| {
+        let name = graph.value_name(v).to_string();
+        match &graph.value(v).ty {
+            Some(Type::Tensor { dtype, shape: Some(shape) }) => {
+                let dims = shape.iter().map(|d| match (d.size(), d.as_symbol()) {
+                    (Some(n), _) => Dim::Fixed(n),
+                    (None, Some(symbol)) => Dim::Symbol(symbol.into()),
+                    _ => Dim::Unknown,
+                });
+                Ok(Port { name, dtype: *dtype, dims: dims.collect() })
+            }
+            _ => Err(Error::unsupported("EVAL-INPUT", "the model does not state the shape of an input")
+                .found(name)),
+        }
+    };
+    graph.required_inputs().map(port).collect()
 }
 
 fn last_row(name: &str, tensor: &Tensor) -> Result<Vec<f32>> {

@@ -3,25 +3,26 @@
 //! process computed it or one before a stop, so that both end with the same bits.
 
 mod afford;
-mod calibration;
+mod keep;
 mod resolved;
 
 use super::measure::{self, Interleaved};
 use super::{Activity, Context, Work};
 use crate::data::{DataSet, TextSet};
 use crate::error::{Error, Kind, Result};
+use crate::evaluate::samples::Samples;
 use crate::export;
-use crate::formats::{self, SaveOptions};
+use crate::formats::{self, SaveOptions, Tokenizer};
 use crate::graph::Graph;
 use crate::jobs::request::{Request, Sampling, Subject};
 use crate::monitor::{Level, Monitor};
 use crate::passes::lower::{Target, lower};
-use crate::passes::{self, Ctx, Feed, PassReport, Sink};
+use crate::passes::{self, Ctx, PassReport};
 use crate::plan::{Recipe, Step};
 use crate::save;
 use crate::units::{Bytes, Span};
 use afford::Room;
-use calibration::Calibration;
+use keep::Inside;
 use resolved::Resolved;
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,10 +53,15 @@ impl Work for Run {
         ctx.monitor.phase("read the model", None);
         let source = formats::load(&model)?;
         let format = source.facts.format;
-        let calibration = match &recipe.data.calibration {
-            Some(spec) => Some(Calibration::open(spec, &source.graph).map_err(|e| e.file(&model))?),
-            None => None,
+        let bind = |field: &str, spec: &Option<String>| -> Result<Option<Samples>> {
+            let Some(spec) = spec else { return Ok(None) };
+            let tokenizer = || Tokenizer::open(&model);
+            Samples::open(spec, &source.graph, &tokenizer, recipe.data.length)
+                .map(Some)
+                .map_err(|e| e.at_field(format!("data.{field} \"{spec}\"")).file(&model))
         };
+        let calibration = bind("calibration", &recipe.data.calibration)?;
+        let train = bind("train", &recipe.data.train)?;
         if recipe.measure
             && let Some(eval) = &recipe.data.eval
         {
@@ -64,14 +70,12 @@ impl Work for Run {
         if ctx.done.is_none() {
             notes.iter().chain(&source.facts.warnings).for_each(|n| ctx.monitor.log(Level::Warning, n));
         }
-        let resolved = Resolved::settle(ctx, recipe, &source.facts, calibration.as_ref())?;
+        let resolved = Resolved::settle(ctx, recipe, &source.facts, calibration.as_ref(), train.as_ref())?;
         save::sweep(&ctx.job.dir.join("artifacts"));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(resolved.threads)
             .build()
             .map_err(|e| Error::internal("THREADS", format!("cannot start threads: {e}")))?;
-        let read = |sink: &mut Sink<'_>| calibration.as_ref().map_or(Ok(()), |c| c.feed(sink));
-        let feed: Option<&Feed<'_>> = calibration.is_some().then_some(&read);
 
         let mut saved = ctx.done.map(|c| c.dir.clone());
         let mut graph = match &saved {
@@ -80,10 +84,18 @@ impl Work for Run {
         };
         let first = usize::try_from(ctx.first_step()).unwrap_or(usize::MAX);
         for (index, step) in recipe.steps.iter().enumerate().skip(first) {
-            let mut room =
-                Ctx { monitor: ctx.monitor, seed: recipe.seed, threads: resolved.threads, calibration: feed };
+            let inside = Inside::of(ctx, index as u64)?;
+            let mut room = Ctx {
+                monitor: ctx.monitor,
+                seed: recipe.seed,
+                threads: resolved.threads,
+                calibration: calibration.as_ref(),
+                train: train.as_ref(),
+                keep: Some(&inside),
+            };
             let dir = pool.install(|| compute(ctx, index, step, &graph, &mut room));
             let dir = dir.map_err(|e| e.file(&model))?;
+            inside.clear();
             graph = formats::load(&dir.join(MODEL))?.graph;
             saved = Some(dir);
         }

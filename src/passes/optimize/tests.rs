@@ -44,7 +44,7 @@ fn perm(p: &[i64]) -> Attributes {
 /// Runs the pass with these settings.
 fn with(settings: &str, graph: &Graph) -> (Graph, PassReport) {
     let pass = crate::passes::by_name("optimize", &settings.parse().unwrap()).unwrap();
-    let mut ctx = Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None };
+    let mut ctx = Ctx::new(&Silent);
     let (out, report) = pass.run(graph, &mut ctx).unwrap();
     let names = |g: &Graph, v: &[ValueId]| -> Vec<String> {
         v.iter().map(|v| g.value_name(*v).to_string()).collect()
@@ -578,7 +578,7 @@ fn settings_name_rules_that_exist() {
     let (mut edit, x) = start(&[2]);
     let y = edit.add_op("Relu", &[x], none(), "y");
     let graph = finish(edit, &[y]);
-    let ctx = Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: None };
+    let ctx = Ctx::new(&Silent);
     assert_eq!(pass.check(&graph, &ctx).unwrap_err().code(), "OPTIMIZE-RULES");
     let empty = finish(Edit::new("g", &[("", 17)]), &[]);
     assert_eq!(build("").unwrap().check(&empty, &ctx).unwrap_err().code(), "NOTHING-TO-OPTIMIZE");
@@ -590,7 +590,7 @@ fn a_stop_request_is_honoured() {
     let y = edit.add_op("Relu", &[x], none(), "y");
     let graph = finish(edit, &[y]);
     let stopped = crate::monitor::Switch(true.into());
-    let mut ctx = Ctx { monitor: &stopped, seed: 0, threads: 1, calibration: None };
+    let mut ctx = Ctx::new(&stopped);
     let pass = crate::passes::by_name("optimize", &"".parse().unwrap()).unwrap();
     assert_eq!(pass.run(&graph, &mut ctx).unwrap_err().code(), "STOPPED");
 }

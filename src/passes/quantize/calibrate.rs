@@ -3,11 +3,11 @@
 
 use super::ranges::Range;
 use crate::error::{Error, Result};
+use crate::evaluate::samples::Samples;
 use crate::execute::{Executor, Overrides};
 use crate::graph::{Graph, ValueId};
 use crate::monitor::Monitor;
-use crate::passes::Feed;
-use crate::tensor::{Tensor, Value};
+use crate::tensor::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Ranges by value, and how many samples (rows of the first input's first axis) were read.
@@ -36,7 +36,7 @@ fn range(value: &Value) -> Result<Option<Range>> {
 pub(super) fn ranges(
     graph: &Graph,
     wanted: &BTreeSet<ValueId>,
-    feed: &Feed<'_>,
+    data: &Samples,
     limit: usize,
     monitor: &dyn Monitor,
 ) -> Result<Calibration> {
@@ -45,9 +45,9 @@ pub(super) fn ranges(
     let mut samples = 0usize;
     let none = Overrides::new();
     monitor.phase("quantize: calibrate", (limit > 0).then_some(limit as u64));
-    const ENOUGH: &str = "CALIBRATION-ENOUGH";
-    let result = feed(&mut |batch: &[(String, Tensor)]| {
+    for batch in data.batches(0) {
         monitor.check()?;
+        let batch = batch?;
         let mut note = |v: ValueId, value: &Value| -> Result<()> {
             if wanted.contains(&v)
                 && let Some(r) =
@@ -58,22 +58,17 @@ pub(super) fn ranges(
             }
             Ok(())
         };
-        for (name, tensor) in batch {
+        for (name, tensor) in &batch.inputs {
             if let Some(v) = graph.find(name) {
                 note(v, &Value::load(tensor)?)?;
             }
         }
-        executor.run_tapped(batch, &none, &mut note)?;
-        samples += batch.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1);
+        executor.run_tapped(&batch.inputs, &none, &mut note)?;
+        samples += batch.inputs.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1);
         monitor.progress(samples as u64);
         if limit > 0 && samples >= limit {
-            return Err(Error::stopped(ENOUGH, "enough samples were read"));
+            break;
         }
-        Ok(())
-    });
-    match result {
-        Err(e) if e.code() != ENOUGH => return Err(e),
-        _ => {}
     }
     if samples == 0 {
         return Err(

@@ -1,10 +1,10 @@
 //! Placement and settings of quantisation on graphs built by hand.
 
 use super::*;
+use crate::evaluate::samples::{Batch, Samples};
 use crate::graph::{Edit, Type};
 use crate::monitor::Silent;
 use crate::ops::{Attr, Attributes, Dim};
-use crate::passes::{Feed, Sink};
 use crate::tensor::Tensor;
 
 fn mlp(op: &str) -> Graph {
@@ -34,8 +34,12 @@ fn pass(settings: &str) -> Box<dyn Pass> {
     crate::passes::by_name("quantize", &settings.parse().unwrap()).unwrap()
 }
 
-fn ctx<'a>(feed: Option<&'a Feed<'a>>) -> Ctx<'a> {
-    Ctx { monitor: &Silent, seed: 0, threads: 1, calibration: feed }
+fn given(inputs: Vec<(String, Tensor)>) -> Samples {
+    Samples::given(vec![Batch { inputs, ..Batch::default() }])
+}
+
+fn ctx(calibration: Option<&Samples>) -> Ctx<'_> {
+    Ctx { calibration, ..Ctx::new(&Silent) }
 }
 
 fn largest_error(graph: &Graph, quantized: &Graph) -> f32 {
@@ -62,7 +66,7 @@ fn dynamic_products_stay_close_and_lose_their_float_weights() {
 #[test]
 fn static_pairs_surround_the_product_but_not_its_relu() {
     let graph = mlp("Gemm");
-    let feed = |push: &mut Sink<'_>| push(&input());
+    let feed = given(input().to_vec());
     let (quantized, report) = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&feed))).unwrap();
     assert_eq!(report.facts["calibration_samples"], 3.0);
     let count = |op: &str| quantized.nodes().iter().filter(|n| n.is(op)).count();
@@ -79,15 +83,14 @@ fn refusals_say_what_to_do() {
     assert_eq!((e.code(), e.kind().exit_code()), ("CALIBRATION", 2));
     let e = pass("exclude = ['*']").run(&graph, &mut ctx(None)).unwrap_err();
     assert_eq!(e.code(), "NOTHING-TO-QUANTIZE");
-    let empty = |_: &mut Sink<'_>| Ok(());
+    let empty = Samples::given(vec![]);
     let e = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&empty))).unwrap_err();
     assert_eq!(e.code(), "CALIBRATION-EMPTY");
     let (quantized, _) = pass("").run(&graph, &mut ctx(None)).unwrap();
     assert_eq!(pass("").run(&quantized, &mut ctx(None)).unwrap_err().code(), "QUANTIZE-TWICE");
     let e = crate::passes::by_name("quantize", &"schema = 'x'".parse().unwrap()).err().unwrap();
     assert_eq!(e.kind().exit_code(), 2);
-    let bad =
-        |push: &mut Sink<'_>| push(&[("x".into(), Tensor::from_vec(vec![1, 8], vec![f32::NAN; 8]).unwrap())]);
+    let bad = given(vec![("x".into(), Tensor::from_vec(vec![1, 8], vec![f32::NAN; 8]).unwrap())]);
     let e = pass("scheme = 'static-int8'").run(&graph, &mut ctx(Some(&bad))).unwrap_err();
     assert_eq!(e.code(), "CALIBRATION-NAN");
 }
@@ -111,7 +114,7 @@ fn damaged(both: bool) -> Graph {
 
 #[test]
 fn a_weight_that_is_not_finite_stays_in_float_and_is_reported() {
-    let feed = |push: &mut Sink<'_>| push(&input());
+    let feed = given(input().to_vec());
     for settings in ["scheme = 'dynamic-int8'", "scheme = 'static-int8'"] {
         let (quantized, report) = pass(settings).run(&damaged(false), &mut ctx(Some(&feed))).unwrap();
         assert_eq!(report.applied.len(), 1);

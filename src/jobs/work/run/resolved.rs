@@ -2,8 +2,8 @@
 //! that decides its result. A later start goes by it, or refuses where something has changed since.
 
 use super::Context;
-use super::calibration::Calibration;
 use crate::error::{Error, Result};
+use crate::evaluate::samples::Samples;
 use crate::formats::FileFacts;
 use crate::hardware::Machine;
 use crate::monitor::{Level, Monitor};
@@ -34,6 +34,9 @@ pub(super) struct Resolved {
     /// Digest of the calibration rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     calibration_sha256: Option<String>,
+    /// Digest of the training rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    train_sha256: Option<String>,
     /// Digests of the model's external data files.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     external_sha256: BTreeMap<String, String>,
@@ -50,7 +53,8 @@ impl Resolved {
         ctx: &Context<'_>,
         recipe: &Recipe,
         facts: &FileFacts,
-        calibration: Option<&Calibration>,
+        calibration: Option<&Samples>,
+        train: Option<&Samples>,
     ) -> Result<Resolved> {
         let machine = Machine::detect();
         let now = Resolved {
@@ -60,6 +64,7 @@ impl Resolved {
             threads: recipe.threads.unwrap_or_else(|| machine.usable_threads()),
             model_sha256: ctx.info.model_sha256.clone(),
             calibration_sha256: calibration.map(|c| c.hash().to_string()),
+            train_sha256: train.map(|c| c.hash().to_string()),
             external_sha256: external(facts, ctx.monitor)?,
             recipe: recipe.clone(),
         };
@@ -103,6 +108,7 @@ impl Resolved {
             ("recipe", self.recipe == now.recipe),
             ("model_sha256", self.model_sha256 == now.model_sha256),
             ("calibration_sha256", self.calibration_sha256 == now.calibration_sha256),
+            ("train_sha256", self.train_sha256 == now.train_sha256),
             ("external_sha256", self.external_sha256 == now.external_sha256),
         ];
         match fields.iter().find(|(_, same)| !same) {

@@ -1,0 +1,204 @@
+//! Data bound to the inputs of a model, for whatever learns from it: calibration, importance, training.
+//! A data spec and a graph enter; batches of named tensors leave, each with what the model should answer
+//! to it. Numbers feed models with one input; texts become token ids, whole windows of documents for
+//! causal language models, one row a text for the others.
+
+mod form;
+
+use super::accuracy::InputForm;
+use super::tasks::runner;
+use crate::data::{DataSet, Padding, TextSet, TokenSet};
+use crate::error::{Error, Result};
+use crate::formats::Tokenizer;
+use crate::graph::Graph;
+use crate::runtime::Port;
+use crate::tensor::Tensor;
+
+/// Tokens of a row where neither the caller nor the model states fewer.
+pub const LENGTH: usize = 256;
+/// Most rows of a batch of numbers where the model leaves that open, and most bytes; the activations of
+/// a batch take a multiple of it.
+const ROWS: usize = 32;
+const BYTES: usize = 4 << 20;
+/// Most tokens of a batch where the caller does not say.
+const TOKENS: usize = 1024;
+
+/// What a model should answer to a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Targets {
+    /// Nothing is known.
+    #[default]
+    None,
+    /// A class for each row.
+    Classes(Vec<usize>),
+    /// For each position of `[rows, length]` the token that follows, none at the end of a row.
+    Next(Vec<Option<u32>>),
+}
+
+/// One batch.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Named inputs.
+    pub inputs: Vec<(String, Tensor)>,
+    /// What should come out.
+    pub targets: Targets,
+    /// Rows, without those that fill up a fixed batch.
+    pub rows: usize,
+    /// Tokens that are not padding, or rows where the data are numbers.
+    pub tokens: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Rows {
+    Numbers { data: DataSet, input: String, form: InputForm },
+    Texts { tokens: TokenSet, ports: Vec<Port>, causal: bool },
+    Given(Vec<Batch>),
+}
+
+/// Rows of data as one model takes them.
+#[derive(Debug, Clone)]
+pub struct Samples {
+    rows: Rows,
+    size: usize,
+    hash: String,
+}
+
+impl Samples {
+    /// Binds the data of a spec to a graph and makes the first batch, so that data of the wrong shape
+    /// are known before anything is computed. `tokenizer` is asked for where the data are texts;
+    /// `length` is the most tokens of a row.
+    ///
+    /// # Errors
+    /// Those of reading the data; `Unsupported` where the model has inputs that the data cannot fill.
+    pub fn open(
+        spec: &str,
+        graph: &Graph,
+        tokenizer: &dyn Fn() -> Result<Tokenizer>,
+        length: Option<usize>,
+    ) -> Result<Samples> {
+        let samples = match TextSet::is_text(spec) {
+            true => Samples::texts(&TextSet::open(spec)?, graph, &tokenizer()?, length)?,
+            false => Samples::numbers(DataSet::open(spec)?, graph)?,
+        };
+        samples.batch(&[0])?;
+        Ok(samples)
+    }
+
+    /// Batches as they are; each counts as one row.
+    pub fn given(batches: Vec<Batch>) -> Samples {
+        Samples { rows: Rows::Given(batches), size: 1, hash: String::new() }
+    }
+
+    fn numbers(data: DataSet, graph: &Graph) -> Result<Samples> {
+        let (input, form) = form::only_input(graph)?;
+        let width: usize = data.input().shape().iter().skip(1).product();
+        let fitting = BYTES / (width * data.input().dtype().byte_len(1).map_or(4, |n| n as usize)).max(1);
+        let size = form.batch(fitting.clamp(1, ROWS));
+        let hash = data.hash().to_string();
+        Ok(Samples { rows: Rows::Numbers { data, input, form }, size, hash })
+    }
+
+    fn texts(
+        texts: &TextSet,
+        graph: &Graph,
+        tokenizer: &Tokenizer,
+        length: Option<usize>,
+    ) -> Result<Samples> {
+        let ports = runner::ports(graph)?;
+        let causal = form::predicts_tokens(graph);
+        let longest = length.unwrap_or(LENGTH).min(tokenizer.longest().unwrap_or(usize::MAX));
+        let tokens = match causal {
+            true => TokenSet::windows(texts, tokenizer, longest)?,
+            false => TokenSet::of(texts, tokenizer, longest)?,
+        };
+        if tokens.len() == 0 {
+            return Err(Error::usage("DATA-EMPTY", "the texts hold no tokens to learn from")
+                .field(texts.spec())
+                .hint("name longer texts, or another range of rows"));
+        }
+        let hash = tokens.hash().to_string();
+        Ok(Samples {
+            size: (TOKENS / longest.max(1)).max(1),
+            rows: Rows::Texts { tokens, ports, causal },
+            hash,
+        })
+    }
+
+    /// Rows.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        match &self.rows {
+            Rows::Numbers { data, .. } => data.len(),
+            Rows::Texts { tokens, .. } => tokens.len(),
+            Rows::Given(batches) => batches.len(),
+        }
+    }
+
+    /// Rows of a batch that fits into memory beside its activations.
+    pub fn batch_size(&self) -> usize {
+        self.size
+    }
+
+    /// Digest of the rows, and of the tokenizer that made them.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Whether the data say what the model should answer.
+    pub fn labelled(&self) -> bool {
+        match &self.rows {
+            Rows::Numbers { data, .. } => !data.labels().is_empty(),
+            Rows::Texts { tokens, causal, .. } => *causal || !tokens.labels().is_empty(),
+            Rows::Given(batches) => batches.iter().all(|b| b.targets != Targets::None),
+        }
+    }
+
+    /// The batch of these rows, in this order.
+    pub fn batch(&self, rows: &[usize]) -> Result<Batch> {
+        match &self.rows {
+            Rows::Numbers { data, input, form } => {
+                let labels = data.labels();
+                let count = form.dims.first().copied().flatten().unwrap_or(rows.len()).max(rows.len());
+                let filled: Vec<usize> = (0..count).map(|i| rows[i.min(rows.len() - 1)]).collect();
+                let targets = match labels.is_empty() {
+                    true => Targets::None,
+                    false => Targets::Classes(filled.iter().map(|r| labels[*r]).collect()),
+                };
+                let tensor = form.fit(&data.input().selected(0, &filled))?;
+                let inputs = vec![(input.clone(), tensor)];
+                Ok(Batch { inputs, targets, rows: rows.len(), tokens: rows.len() })
+            }
+            Rows::Texts { tokens, ports, causal } => {
+                let of: Vec<&[u32]> = rows.iter().map(|r| tokens.rows()[*r].as_slice()).collect();
+                let length = of.iter().map(|r| r.len()).max().unwrap_or(0).max(1);
+                let inputs = runner::feed(ports, &tokens.batch_of(rows, Padding::To(length))?)?;
+                let targets = match (causal, tokens.labels().is_empty()) {
+                    (true, _) => Targets::Next(following(&of, length)),
+                    (_, true) => Targets::None,
+                    _ => Targets::Classes(rows.iter().map(|r| tokens.labels()[*r]).collect()),
+                };
+                let tokens = of.iter().map(|r| r.len()).sum();
+                Ok(Batch { inputs, targets, rows: rows.len(), tokens })
+            }
+            Rows::Given(batches) => match rows {
+                [row] => Ok(batches[*row].clone()),
+                _ => Err(Error::internal("SAMPLES", "given batches are taken one at a time")),
+            },
+        }
+    }
+
+    /// Batches of `size` rows (of [`Samples::batch_size`] where that is 0), in the order of the data.
+    pub fn batches(&self, size: usize) -> impl Iterator<Item = Result<Batch>> + '_ {
+        let size = if size == 0 || matches!(self.rows, Rows::Given(_)) { self.size } else { size };
+        let rows: Vec<usize> = (0..self.len()).collect();
+        (0..self.len()).step_by(size).map(move |at| self.batch(&rows[at..(at + size).min(self.len())]))
+    }
+}
+
+/// For each position the token behind it.
+fn following(rows: &[&[u32]], length: usize) -> Vec<Option<u32>> {
+    rows.iter().flat_map(|row| (1..=length).map(|at| row.get(at).copied())).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,40 @@
+//! Checkpoints inside a step, beside those of whole steps. They go once the step is whole.
+
+use super::Context;
+use crate::error::{Error, Result};
+use crate::jobs::checkpoint::Checkpoints;
+use crate::monitor::{Level, Monitor};
+use crate::passes::Keep;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What is kept inside one step.
+pub(super) struct Inside<'a> {
+    checkpoints: Checkpoints,
+    monitor: &'a dyn Monitor,
+}
+
+impl<'a> Inside<'a> {
+    /// Of the step with this number.
+    pub(super) fn of(ctx: &Context<'a>, step: u64) -> Result<Inside<'a>> {
+        Ok(Inside { checkpoints: ctx.checkpoints.inside(step)?, monitor: ctx.monitor })
+    }
+
+    /// Removes all; what stays behind is never read again.
+    pub(super) fn clear(&self) {
+        let _ = fs::remove_dir_all(self.checkpoints.root());
+    }
+}
+
+impl Keep for Inside<'_> {
+    fn save(&self, step: u64, fill: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+        let root = self.checkpoints.root();
+        fs::create_dir_all(root).map_err(|e| Error::io("make the directory", root, e))?;
+        self.checkpoints.save(step, fill).map(drop)
+    }
+
+    fn newest(&self) -> Option<(u64, PathBuf)> {
+        let found = self.checkpoints.newest_valid(|w| self.monitor.log(Level::Warning, &w))?;
+        Some((found.step, found.dir))
+    }
+}
