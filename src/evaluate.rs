@@ -6,6 +6,7 @@ pub mod generate;
 pub mod measure;
 pub mod measurement;
 pub mod noise;
+pub mod objective;
 pub mod parity;
 pub mod samples;
 pub mod stats;

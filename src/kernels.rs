@@ -9,6 +9,7 @@ pub mod depthwise;
 pub mod gemm;
 pub mod index;
 pub mod integer;
+pub mod likelihood;
 pub mod movement;
 pub mod norm;
 pub mod pointwise;

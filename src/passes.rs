@@ -42,7 +42,7 @@ impl<'a> Ctx<'a> {
 }
 
 /// Keeps what was computed inside a step through stops and crashes.
-pub trait Keep {
+pub trait Keep: Sync {
     /// Saves what `fill` writes into the directory that it is given, as of `step`; it replaces what was
     /// kept before only once it is whole.
     fn save(&self, step: u64, fill: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()>;
