@@ -35,7 +35,7 @@ fn dynamic(c: &mut Criterion) {
     group.throughput(Throughput::Bytes((LAYERS * WIDTH * WIDTH * 4) as u64)).sample_size(20);
     group.bench_function("dynamic-int8 64 MB", |b| {
         b.iter(|| {
-            let mut ctx = Ctx { monitor: &Silent, seed: 0, threads: 2, calibration: None };
+            let mut ctx = Ctx { threads: 2, ..Ctx::new(&Silent) };
             pass.run(&graph, &mut ctx).expect("the pass runs")
         });
     });

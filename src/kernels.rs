@@ -4,6 +4,7 @@
 pub mod analytic;
 pub mod attention;
 pub mod blocks;
+pub mod cholesky;
 pub mod conv;
 pub mod depthwise;
 pub mod gemm;

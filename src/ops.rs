@@ -85,6 +85,24 @@ pub struct Rewrite {
     pub inputs: Vec<(usize, Tensor)>,
 }
 
+/// Where a node sums products of data and a weight over one axis of both, index by index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contraction {
+    /// Input that holds the data, and the axis that is summed over.
+    pub data: (usize, usize),
+    /// Input that holds the weight, and the axis that is summed over.
+    pub weight: (usize, usize),
+    /// Axis of the weight that becomes `output`.
+    pub features: usize,
+    /// Axis of the first output that holds the features.
+    pub output: usize,
+    /// Input that is added to the features, where there is one.
+    pub bias: Option<usize>,
+}
+
+/// Takes (row of the batch, columns `[features, positions]`, positions).
+pub type Columns<'a> = dyn FnMut(usize, &[f32], usize) + 'a;
+
 /// One operator with its attributes parsed. `inputs` hold `None` where an optional input is absent.
 pub trait Operator: fmt::Debug + Send + Sync {
     /// Output facts. Fails with kind `Invalid` where the inputs cannot be, naming what is wrong.
@@ -113,6 +131,18 @@ pub trait Operator: fmt::Debug + Send + Sync {
     /// inputs through which nothing flows (indices, shapes).
     fn vjp(&self, _v: &Vjp<'_>) -> Result<Vec<Option<candle_core::Tensor>>> {
         Err(Error::unsupported("NO-VJP", "no gradient is defined for this operator"))
+    }
+
+    /// The sum of products that this operator is with its second input as the weight, if it is one.
+    fn contraction(&self, _inputs: &[Option<&Fact>]) -> Option<Contraction> {
+        None
+    }
+
+    /// For a [`Contraction`] whose products are not taken over the data as they lie: the data as columns
+    /// `[features, positions]` by row of the batch, the features in the order of the weight's elements
+    /// for one output feature. False where the data's own axis holds the features.
+    fn unfold(&self, _inputs: &[Option<&Value>], _see: &mut Columns<'_>) -> Result<bool> {
+        Ok(false)
     }
 
     /// How axes couple. The default pins every axis.

@@ -17,6 +17,7 @@ mod fuzz;
 mod inspection;
 #[path = "hostile.rs"]
 mod hostile;
+mod importance;
 #[path = "protobuf.rs"]
 mod protobuf;
 

@@ -2,7 +2,9 @@
 
 use super::float::{self, Float, Scalar, real};
 use super::spatial::{self, AutoPad, Axis, Spatial, three};
-use super::{Attr, Attributes, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec, Vjp};
+use super::{
+    Attr, Attributes, Contraction, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec, Vjp,
+};
 use crate::error::{Error, Result};
 use crate::kernels::conv::Conv as Kernel;
 use crate::tensor::{DType, Value};
@@ -221,6 +223,16 @@ impl Operator for Conv {
             Some(dy) => real!(dy.dtype(), T => self.backward::<T>(v, dy)),
             None => Ok(vec![None; v.inputs.len()]),
         }
+    }
+    fn contraction(&self, inputs: &[Option<&Fact>]) -> Option<Contraction> {
+        let bias = inputs.get(2).copied().flatten().is_some().then_some(2);
+        (self.group == 1).then_some(Contraction {
+            data: (0, 1),
+            weight: (1, 1),
+            features: 0,
+            output: 1,
+            bias,
+        })
     }
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();

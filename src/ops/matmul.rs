@@ -1,7 +1,7 @@
 //! Matrix products: MatMul, Gemm.
 
 use super::float::{self, Elements, Float, Scalar, real};
-use super::{Attributes, Coupling, Dim, Fact, Operator, Port, Spec, Vjp, broadcast};
+use super::{Attributes, Contraction, Coupling, Dim, Fact, Operator, Port, Spec, Vjp, broadcast};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{Matrix, batched, product};
 use crate::tensor::{DType, Value};
@@ -209,6 +209,11 @@ impl Operator for MatMul {
         };
         Ok(vec![da, db])
     }
+    fn contraction(&self, inputs: &[Option<&Fact>]) -> Option<Contraction> {
+        let rank = |n: usize| inputs.get(n).copied().flatten().and_then(Fact::rank);
+        let last = rank(0).filter(|r| *r >= 2 && rank(1) == Some(2))? - 1;
+        Some(Contraction { data: (0, last), weight: (1, 0), features: 1, output: last, bias: None })
+    }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();
         if let (Ok(a), Ok(b)) = (super::input(inputs, 0), super::input(inputs, 1)) {
@@ -323,6 +328,18 @@ impl Operator for Gemm {
             out[2] = Some(scaled(broadcast::sum_to(dy, c.shape())?, self.beta)?);
         }
         Ok(out)
+    }
+    fn contraction(&self, inputs: &[Option<&Fact>]) -> Option<Contraction> {
+        let (sum, features) = if self.trans_b { (1, 0) } else { (0, 1) };
+        let bias = inputs.get(2).copied().flatten().is_some_and(|c| c.rank() == Some(1));
+        let plain = !self.trans_a && self.alpha == 1.0 && (self.beta == 1.0 || !bias);
+        plain.then_some(Contraction {
+            data: (0, 1),
+            weight: (1, sum),
+            features,
+            output: 1,
+            bias: bias.then_some(2),
+        })
     }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();

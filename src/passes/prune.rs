@@ -2,15 +2,21 @@
 //! neurons or heads leaves, its tensors, attributes and shapes really smaller. Units that are coupled
 //! ([`crate::graph::coupling`]) leave together. One decision is used two ways: [`slice()`] removes the
 //! units, [`mask()`] zeroes them and keeps all shapes, so that one can be held against the other.
-//! Knows no data: scores come from weights alone.
+//! Scores come from weights, from what flows through the model on data, or from the slope of a loss.
 
 pub mod depth;
+mod criterion;
 mod importance;
 mod mask;
+mod repair;
 mod select;
+mod settings;
 mod slice;
 
+pub use criterion::{Criterion, Form, Normalize, Power, Slope};
 pub use mask::mask;
+pub use repair::Repair;
+pub use settings::{Of, Scope, Settings};
 pub use slice::slice;
 
 use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
@@ -21,109 +27,8 @@ use crate::graph::coupling::{self, Coupled, Group};
 use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
 use crate::units::Bytes;
+use importance::Source;
 use select::{Bounds, Candidate};
-use serde::{Deserialize, Serialize};
-
-/// What makes a unit unimportant. The score of a unit is the mean over its members of the sum of |w|^p
-/// over the member's slice; a member is a weight tensor along an axis of the group (`prune/importance.rs`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum Criterion {
-    /// p = 1.
-    L1,
-    /// p = 2.
-    #[default]
-    L2,
-}
-
-/// Between which units is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scope {
-    /// All units of the graph, by score over the mean score of their group: groups of little use shrink
-    /// more.
-    #[default]
-    Global,
-    /// The units of each group; every group loses the same part.
-    Layer,
-}
-
-/// What `ratio` is a part of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "kebab-case")]
-pub enum Of {
-    /// The parameters that would leave if every unit that may leave did.
-    #[default]
-    Prunable,
-    /// All parameters of the graph.
-    Total,
-}
-
-/// Settings of the pass.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// What makes a unit unimportant.
-    pub criterion: Criterion,
-    /// Part of the parameters to remove, between 0 and 1; met to within one rounding unit of one group.
-    pub ratio: f64,
-    /// What `ratio` is a part of.
-    pub of: Of,
-    /// Between which units is chosen.
-    pub scope: Scope,
-    /// Channel counts that are cut stay multiples of this. A group with fewer than twice as many falls
-    /// back to the half, the quarter and so on.
-    pub round_to: usize,
-    /// Fewest units that a group keeps.
-    pub min_units: usize,
-    /// Smallest part of its units that a group keeps.
-    pub min_keep: f64,
-    /// Name patterns (substrings, `*` wild) of nodes and weights whose groups stay as they are.
-    #[serde(alias = "protect")]
-    pub exclude: Vec<String>,
-    /// Let axes of graph inputs and outputs shrink.
-    pub allow_interface_change: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            criterion: Criterion::default(),
-            ratio: 0.0,
-            of: Of::default(),
-            scope: Scope::default(),
-            round_to: 8,
-            min_units: 1,
-            min_keep: 0.1,
-            exclude: vec![],
-            allow_interface_change: false,
-        }
-    }
-}
-
-impl Settings {
-    /// `Usage` where a setting is out of range, naming the step's field.
-    fn check(&self) -> Result<()> {
-        let refuse = |field: &str, what: &str, found: String, limit: &str| {
-            Err(Error::usage("PRUNE-SETTINGS", what.to_string())
-                .field(format!("step.{field}"))
-                .found(found)
-                .limit(limit))
-        };
-        if !(self.ratio > 0.0 && self.ratio < 1.0) {
-            let what = "the part of the parameters to remove is out of range";
-            return refuse("ratio", what, self.ratio.to_string(), "above 0, below 1");
-        }
-        if !(0.0..1.0).contains(&self.min_keep) {
-            let what = "the part of the units to keep is out of range";
-            return refuse("min_keep", what, self.min_keep.to_string(), "from 0, below 1");
-        }
-        if self.round_to == 0 {
-            return refuse("round_to", "counts cannot be multiples of zero", "0".into(), "at least 1");
-        }
-        Ok(())
-    }
-}
 
 /// The pass.
 #[derive(Debug)]
@@ -274,13 +179,23 @@ fn nothing(coupled: &Coupled, stays: &[Option<String>]) -> Error {
 /// `Usage` for settings out of range or a ratio that cannot be met, `Unsupported` where nothing can
 /// leave or the graph is quantised, `Invalid` for weights that are not finite.
 pub fn decide(graph: &Graph, settings: &Settings, monitor: &dyn Monitor) -> Result<Decision> {
+    decide_with(graph, settings, &Ctx::new(monitor))
+}
+
+/// [`decide`] for criteria that look at data.
+///
+/// # Errors
+/// As above; `Usage` where data or their labels are missing, those of running the model.
+pub fn decide_with(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<Decision> {
     settings.check()?;
     refuse_quantized(graph)?;
     let facts = graph.infer(&|_| None)?;
     let room = Room::of(graph, &facts, settings)?;
     let groups = room.coupled.groups();
-    let scores = importance::scores(graph, &room.coupled, &room.stays, settings.criterion, monitor)?;
-    let (leaves, removed) = select::select(&room, &scores, settings.scope);
+    let ranked: Vec<bool> = room.stays.iter().map(Option::is_none).collect();
+    let source = source(graph, &facts, &room.coupled, &ranked, settings, ctx);
+    let scores = importance::scores(&source, settings.criterion)?;
+    let (leaves, removed) = select::select(&room, &scores, settings);
     let mut stays = room.stays;
     for group in groups {
         if stays[group.id].is_none() && !group.numbers().any(|u| leaves[u]) {
@@ -296,6 +211,31 @@ pub fn decide(graph: &Graph, settings: &Settings, monitor: &dyn Monitor) -> Resu
         removed_parameters: removed,
         coupled: room.coupled,
     })
+}
+
+/// What scores and repairs are taken from.
+fn source<'a>(
+    graph: &'a Graph,
+    facts: &'a Facts,
+    coupled: &'a Coupled,
+    ranked: &'a [bool],
+    settings: &Settings,
+    ctx: &'a Ctx<'_>,
+) -> Source<'a> {
+    Source {
+        graph,
+        facts,
+        coupled,
+        ranked,
+        data: ctx.calibration,
+        samples: settings.samples,
+        batch: settings.batch,
+        slope: settings.slope,
+        form: settings.form,
+        power: settings.power,
+        seed: ctx.seed,
+        monitor: ctx.monitor,
+    }
 }
 
 fn refuse_quantized(graph: &Graph) -> Result<()> {
@@ -362,13 +302,37 @@ fn facts_of(report: &mut PassReport, before: &Summary, after: &Summary, decision
     set("units_removed", decision.leaves.iter().filter(|l| **l).count() as f64);
 }
 
+/// Bytes of moments that a repair may hold at once where the job states no cap.
+const MOMENTS: u64 = 1 << 30;
+
+impl Prune {
+    fn repaired(
+        &self,
+        graph: &Graph,
+        decision: &Decision,
+        pruned: Graph,
+        ctx: &Ctx<'_>,
+        report: &mut PassReport,
+    ) -> Result<Graph> {
+        let facts = graph.infer(&|_| None)?;
+        let ranked = vec![true; decision.coupled.groups().len()];
+        let source = source(graph, &facts, &decision.coupled, &ranked, &self.settings, ctx);
+        let kept = decision.coupled.kept(&|u| decision.leaves[u]);
+        let cap = ctx.monitor.memory_cap().map_or(MOMENTS, |cap| (cap.0 / 4).min(MOMENTS));
+        repair::repair(&source, &kept, pruned, &self.settings, cap, report)
+    }
+}
+
 impl Pass for Prune {
     fn name(&self) -> &'static str {
         "prune"
     }
 
-    fn check(&self, graph: &Graph, _: &Ctx<'_>) -> Result<()> {
+    fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
         refuse_quantized(graph)?;
+        if self.settings.criterion.needs_data() || self.settings.repair != Repair::None {
+            importance::data(ctx.calibration)?;
+        }
         Room::of(graph, &graph.infer(&|_| None)?, &self.settings).map(|_| ())
     }
 
@@ -383,11 +347,14 @@ impl Pass for Prune {
     }
 
     fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {
-        let decision = decide(graph, &self.settings, ctx.monitor)?;
+        let decision = decide_with(graph, &self.settings, ctx)?;
         ctx.monitor.check()?;
-        let pruned = slice(graph, &decision)?;
+        let mut pruned = slice(graph, &decision)?;
         let mut report = PassReport::new("prune");
         tell(graph, &decision, &mut report);
+        if self.settings.repair != Repair::None {
+            pruned = self.repaired(graph, &decision, pruned, ctx, &mut report)?;
+        }
         let options = analysis::Options::default();
         let (before, after) =
             (analysis::summarize(graph, &options)?, analysis::summarize(&pruned, &options)?);

@@ -1,161 +1,67 @@
-//! Scores of units from the magnitudes of their weights.
-//!
-//! A member of a group is an axis of a float weight of rank two or more on which its units lie (rank
-//! one, such as biases and norms, is cut along but has no say, unless a group has nothing else). With
-//! p = 1 or 2, a unit's score is the mean over the members of the sum of |w|^p over all elements at the
-//! unit's indices of that axis (Torch-Pruning's group magnitude with reduction `mean`). A convolution
-//! that only a BatchNormalization reads is judged as if the two were folded: each output channel's
-//! weights count times |scale| / sqrt(variance + epsilon), without which their magnitude means nothing.
+//! Importance of units: a graph, its coupling and what is known of its data enter, one score a unit
+//! leaves. Weights alone (`magnitude`), what flows into products (`activation`), or the slope of the loss
+//! (`gradient`) decide. Knows no ratio and cuts nothing.
 
-use super::Criterion;
+mod activation;
+pub(super) mod gates;
+mod gradient;
+mod magnitude;
+
+pub(super) use gates::{Gate, Positions, each_batch, gates};
+
+use super::criterion::{Criterion, Family, Form, Power, Slope};
 use crate::error::{Error, Result};
-use crate::graph::constants::Constants;
+use crate::evaluate::samples::Samples;
 use crate::graph::coupling::Coupled;
-use crate::graph::{Graph, Uses, ValueId};
+use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
-use crate::tensor::Tensor;
-use std::collections::{BTreeMap, BTreeSet};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
-/// Scores by group, none for groups that stay.
-pub(super) fn scores(
-    graph: &Graph,
-    coupled: &Coupled,
-    stays: &[Option<String>],
-    criterion: Criterion,
-    monitor: &dyn Monitor,
-) -> Result<Vec<Option<Vec<f64>>>> {
-    let constants = Constants::of(graph);
-    let uses = graph.uses();
-    let rank = |v: ValueId| constants.get(v).map_or(0, |t| t.shape().len());
-    // Members by weight, so that each weight is read once.
-    let mut members: BTreeMap<ValueId, BTreeSet<usize>> = BTreeMap::new();
-    let mut voices = vec![0usize; coupled.groups().len()];
-    for group in coupled.groups().iter().filter(|g| stays[g.id].is_none()) {
-        let vectors_only = group.weights().all(|p| rank(p.value) < 2);
-        for p in group.weights().filter(|p| vectors_only || rank(p.value) >= 2) {
-            members.entry(p.value).or_default().insert(p.axis);
-            voices[group.id] += 1;
+/// What scores are taken from.
+pub(super) struct Source<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) facts: &'a Facts,
+    pub(super) coupled: &'a Coupled,
+    /// By group: whether its units are to be ranked.
+    pub(super) ranked: &'a [bool],
+    /// Data, for criteria that look at some.
+    pub(super) data: Option<&'a Samples>,
+    /// Most rows to look at; 0 for all.
+    pub(super) samples: usize,
+    /// Rows at once; 0 leaves it to the data.
+    pub(super) batch: usize,
+    pub(super) slope: Slope,
+    pub(super) form: Form,
+    pub(super) power: Power,
+    pub(super) seed: u64,
+    pub(super) monitor: &'a dyn Monitor,
+}
+
+/// Scores by group, none for groups that are not ranked. They are finite and not negative.
+pub(super) fn scores(source: &Source<'_>, criterion: Criterion) -> Result<Vec<Option<Vec<f64>>>> {
+    let sums = match criterion.family() {
+        Family::Magnitude => magnitude::scores(source, criterion)?,
+        Family::Activation => activation::scores(source, criterion)?,
+        Family::Gradient => gradient::scores(source, criterion)?,
+        Family::Random => {
+            let mut rng = ChaCha8Rng::seed_from_u64(source.seed);
+            (0..source.coupled.units()).map(|_| rng.random::<f64>()).collect()
         }
-    }
-    let group_of: Vec<usize> =
-        coupled.groups().iter().flat_map(|g| std::iter::repeat_n(g.id, g.units)).collect();
-    let mut sums = vec![0f64; coupled.units()];
-    monitor.phase("scoring weights", Some(members.len() as u64));
-    for (done, (v, axes)) in members.iter().enumerate() {
-        monitor.check()?;
-        let Some(tensor) = constants.get(*v) else { continue };
-        let at = |e: Error| e.field(format!("weight \"{}\"", graph.value_name(*v)));
-        let fold = folded(graph, &constants, &uses, *v)?;
-        let powers = powers(tensor, criterion, fold.as_ref()).map_err(at)?;
-        for axis in axes {
-            let vector = tensor.shape().len() < 2;
-            let along = sum_along(&powers, tensor.shape(), *axis);
-            for (unit, sum) in coupled.on(*v, *axis).into_iter().flatten().zip(along) {
-                // A vector beside matrices of one group may be all that another group has.
-                if let Some(u) = unit
-                    && stays[group_of[u]].is_none()
-                    && (!vector || only_vectors(coupled, group_of[u], &rank))
-                {
-                    sums[u] += sum;
-                }
-            }
-        }
-        monitor.progress(done as u64 + 1);
-    }
-    Ok(coupled
-        .groups()
-        .iter()
-        .map(|g| {
-            let n = voices[g.id].max(1) as f64;
-            stays[g.id].is_none().then(|| sums[g.numbers()].iter().map(|s| s / n).collect())
-        })
-        .collect())
-}
-
-fn only_vectors(coupled: &Coupled, group: usize, rank: &dyn Fn(ValueId) -> usize) -> bool {
-    coupled.groups()[group].weights().all(|p| rank(p.value) < 2)
-}
-
-/// |w|^p of every element, each index of the folded axis times its factor.
-fn powers(tensor: &Tensor, criterion: Criterion, fold: Option<&(usize, Vec<f64>)>) -> Result<Vec<f32>> {
-    let mut w = tensor.to_f32s()?;
-    if let Some(bad) = w.iter().find(|x| !x.is_finite()) {
-        return Err(Error::invalid("PRUNE-WEIGHT", "the weight holds an element that is not finite")
-            .found(bad)
-            .hint("`tinsmith inspect --weights` lists damaged weights; export the model again"));
-    }
-    if let Some((axis, factors)) = fold {
-        let inner: usize = tensor.shape()[axis + 1..].iter().product();
-        let size = tensor.shape()[*axis];
-        for (i, line) in w.chunks_mut(inner.max(1)).enumerate() {
-            let f = factors[i % size] as f32;
-            line.iter_mut().for_each(|x| *x *= f);
-        }
-    }
-    for x in &mut w {
-        *x = match criterion {
-            Criterion::L1 => x.abs(),
-            Criterion::L2 => *x * *x,
-        };
-    }
-    Ok(w)
-}
-
-/// Sums over all axes but one.
-fn sum_along(v: &[f32], shape: &[usize], axis: usize) -> Vec<f64> {
-    let inner: usize = shape[axis + 1..].iter().product();
-    let mut out = vec![0f64; shape[axis]];
-    for (i, line) in v.chunks(inner.max(1)).enumerate() {
-        out[i % shape[axis].max(1)] += line.iter().map(|x| f64::from(*x)).sum::<f64>();
-    }
-    out
-}
-
-/// The channel axis of a convolution's weight and |scale| / sqrt(variance + epsilon) of each channel,
-/// where a BatchNormalization is all that reads the convolution.
-fn folded(
-    graph: &Graph,
-    constants: &Constants<'_>,
-    uses: &Uses,
-    weight: ValueId,
-) -> Result<Option<(usize, Vec<f64>)>> {
-    let [(conv, 1)] = uses.consumers(weight) else { return Ok(None) };
-    let conv = graph.node(*conv);
-    let Some(Some(y)) = conv.outputs.first().filter(|_| conv.is("Conv")) else { return Ok(None) };
-    let ([(norm, 0)], false) = (uses.consumers(*y), graph.outputs().contains(y)) else { return Ok(None) };
-    let norm = graph.node(*norm);
-    let input = |slot: usize| norm.inputs.get(slot).copied().flatten().and_then(|v| constants.get(v));
-    let (true, Some(scale), Some(variance)) = (norm.is("BatchNormalization"), input(1), input(4)) else {
-        return Ok(None);
     };
-    let epsilon = f64::from(norm.attributes.float("epsilon", 1e-5)?);
-    let factors: Vec<f64> = scale
-        .to_f64s()?
-        .iter()
-        .zip(variance.to_f64s()?)
-        .map(|(s, v)| s.abs() / (v.max(0.0) + epsilon).sqrt())
-        .collect();
-    let channels = constants.get(weight).and_then(|t| t.shape().first().copied());
-    Ok((channels == Some(factors.len())).then_some((0, factors)))
+    let of = |g: &crate::graph::coupling::Group| source.ranked[g.id].then(|| sums[g.numbers()].to_vec());
+    Ok(source.coupled.groups().iter().map(of).collect())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slices_are_summed_by_axis_and_power() {
-        let w = Tensor::from_vec(vec![2, 3], vec![1f32, -2., 3., 0., 5., -6.]).unwrap();
-        let l1 = powers(&w, Criterion::L1, None).unwrap();
-        assert_eq!(sum_along(&l1, &[2, 3], 0), [6., 11.]);
-        assert_eq!(sum_along(&l1, &[2, 3], 1), [1., 7., 9.]);
-        let l2 = powers(&w, Criterion::L2, Some(&(0, vec![2.0, 1.0]))).unwrap();
-        assert_eq!(sum_along(&l2, &[2, 3], 0), [56., 61.]);
-    }
-
-    #[test]
-    fn what_is_not_finite_is_refused() {
-        let w = Tensor::from_vec(vec![1, 2], vec![1f32, f32::NAN]).unwrap();
-        assert_eq!(powers(&w, Criterion::L1, None).unwrap_err().code(), "PRUNE-WEIGHT");
+/// The data, or which field of the recipe is missing.
+pub(super) fn data(data: Option<&Samples>) -> Result<&Samples> {
+    let data = data.ok_or_else(|| {
+        Error::usage("PRUNE-DATA", "this criterion looks at data, and there are none")
+            .field("data.calibration")
+            .hint("pass --calibration SPEC, or set [data] calibration in the recipe; l1 and l2 need none")
+    })?;
+    match data.len() {
+        0 => Err(Error::invalid("PRUNE-DATA", "the calibration data are empty").field("data.calibration")),
+        _ => Ok(data),
     }
 }

@@ -1,6 +1,7 @@
 //! Which units leave: scores and bounds enter, a choice leaves. Parameters are counted exactly, also
 //! where two groups cut one weight along two axes.
 
+use super::criterion::Normalize;
 use super::{Room, Scope, Settings};
 use crate::graph::ValueId;
 use crate::graph::constants::Constants;
@@ -147,11 +148,17 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn of<'a>(candidate: &'a Candidate, scores: &[f64]) -> Walk<'a> {
+    /// `cost` is the number of parameters that leave with the first unit.
+    fn of<'a>(candidate: &'a Candidate, scores: &[f64], normalize: Normalize, cost: u64) -> Walk<'a> {
         let mut order: Vec<usize> = (0..candidate.units).collect();
         order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
-        let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
-        let relative = |u: &usize| if mean > 0.0 { scores[*u] / mean } else { 0.0 };
+        let whole = match normalize {
+            Normalize::None => 1.0,
+            Normalize::Mean => scores.iter().sum::<f64>() / scores.len().max(1) as f64,
+            Normalize::Max => scores.iter().copied().fold(0.0, f64::max),
+            Normalize::Cost => cost as f64,
+        };
+        let relative = |u: &usize| if whole > 0.0 { scores[*u] / whole } else { 0.0 };
         let scores = order.iter().map(relative).collect();
         Walk { candidate, order, scores, kept: candidate.units, key: 0.0 }
     }
@@ -171,10 +178,15 @@ impl Walk<'_> {
 }
 
 /// By unit number whether it leaves, and the parameters that do.
-pub(super) fn select(room: &Room, scores: &[Option<Vec<f64>>], scope: Scope) -> (Vec<bool>, u64) {
+pub(super) fn select(room: &Room, scores: &[Option<Vec<f64>>], settings: &Settings) -> (Vec<bool>, u64) {
+    let scope = settings.scope;
+    let normalize = settings.normalize.unwrap_or(settings.criterion.normalize());
     let mut bounds = room.bounds.clone();
-    let mut walks: Vec<Walk<'_>> =
-        room.candidates.iter().map(|c| Walk::of(c, scores[c.group].as_deref().unwrap_or_default())).collect();
+    let mut walks = Vec::with_capacity(room.candidates.len());
+    for c in &room.candidates {
+        let of_group = scores[c.group].as_deref().unwrap_or_default();
+        walks.push(Walk::of(c, of_group, normalize, bounds.gain(c.group, 1)));
+    }
     let mut queue: BTreeSet<(Key, usize)> = BTreeSet::new();
     for (i, walk) in walks.iter_mut().enumerate() {
         queue.extend(walk.next(scope).map(|key| (Key(key), i)));

@@ -1,0 +1,230 @@
+//! Scores from the slope of a loss, one batch at a time, with memory for one weight's gradient (for
+//! `llm-pruner`: for two sums of the size of the weights).
+//!
+//! `taylor` in gate form uses that for a unit's column of a weight W, `sum_i W_ij dL/dW_ij` equals
+//! `sum_t x_tj dL/dx_tj`, so that no weight needs a gradient and a value that several products read is
+//! counted once. `group` and `element` take all weights of rank two or more along the axes of the group.
+
+use super::gates::{Positions, each_batch, flows, gates, group_of, members};
+use super::{Criterion, Source, data};
+use crate::error::{Error, Result};
+use crate::evaluate::objective::{Head, Loss, Objective};
+use crate::execute::{Executor, Overrides, backward::Gradient};
+use crate::graph::ValueId;
+use crate::ops::float::elements;
+use crate::passes::prune::criterion::{Form, Power, Slope};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Sums by unit.
+pub(super) fn scores(source: &Source<'_>, criterion: Criterion) -> Result<Vec<f64>> {
+    let data = data(source.data)?;
+    if source.slope == Slope::Task && !data.labelled() {
+        return Err(Error::usage(
+            "PRUNE-LABELS",
+            "the loss of the task needs labels, and the data have none",
+        )
+        .field("step.slope")
+        .hint("use slope = \"reference\", or data with labels such as jsonl:FILE?text=..&label=.."));
+    }
+    let executor = Executor::new(source.graph)?;
+    match (criterion, source.form) {
+        (Criterion::Taylor, Form::Gate) => by_gate(source, &executor),
+        _ => by_weight(source, &executor, criterion),
+    }
+}
+
+/// Runs every batch forward and back; `each` takes gradients, `end` the end of a batch.
+fn each_gradient(
+    source: &Source<'_>,
+    executor: &Executor,
+    wanted: &[ValueId],
+    each: &mut dyn FnMut(&Positions, &Gradient<'_>, f64) -> Result<()>,
+    end: &mut dyn FnMut(),
+) -> Result<()> {
+    let data = data(source.data)?;
+    let head = Head::of(source.graph, data)?;
+    let task = source.slope != Slope::Reference && data.labelled();
+    let mut draw = source.seed;
+    let none = Overrides::new();
+    each_batch(source, "prune: look at gradients", &mut |batch| {
+        let positions = Positions::of(batch)?;
+        let tape =
+            executor.forward_tapped(&batch.inputs, &none, wanted, &mut |_, _| source.monitor.check())?;
+        let Loss { seeds, count, .. } = match task {
+            true => head.loss(Objective::Likelihood, tape.outputs(), batch, None)?,
+            false => {
+                draw = draw.wrapping_add(1);
+                head.probe(tape.outputs(), batch, draw)?
+            }
+        };
+        tape.backward_into(seeds, &mut |gradient| {
+            source.monitor.check()?;
+            let name = source.graph.value_name(gradient.value);
+            each(&positions, &gradient, count).map_err(|e| e.field(format!("gradient of \"{name}\"")))
+        })?;
+        end();
+        Ok(())
+    })
+}
+
+fn finite(sums: &[f64]) -> Result<()> {
+    match sums.iter().all(|s| s.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::invalid("PRUNE-NAN", "the gradient is not finite")
+            .hint("check the weights with `tinsmith inspect --weights`, and the data")),
+    }
+}
+
+fn by_gate(source: &Source<'_>, executor: &Executor) -> Result<Vec<f64>> {
+    let gates = gates(source);
+    let flows = flows(&gates);
+    let wanted: BTreeSet<ValueId> = flows.keys().map(|(v, _)| *v).collect();
+    let wanted: Vec<ValueId> = wanted.into_iter().collect();
+    let mut sums = vec![0f64; source.coupled.units()];
+    // Change of the loss by row of the batch and unit: a unit's gates count together.
+    let mut rows: BTreeMap<(usize, usize), f64> = BTreeMap::new();
+    let rows_ref = std::cell::RefCell::new(&mut rows);
+    let mut each = |positions: &Positions, g: &Gradient<'_>, count: f64| -> Result<()> {
+        let forward = g.forward.float()?;
+        let shape = forward.dims();
+        let (x, d) = (elements::<f32>(forward)?, elements::<f32>(&g.grad)?);
+        for ((_, axis), readers) in flows.range((g.value, 0)..=(g.value, usize::MAX)) {
+            let inner: usize = shape[axis + 1..].iter().product();
+            let units = &gates[readers[0]].units;
+            let mut rows = rows_ref.borrow_mut();
+            let mut here: Vec<f64> = vec![0.0; shape[*axis]];
+            let mut flush = |row: usize, here: &mut Vec<f64>| {
+                for (unit, change) in units.iter().zip(here.iter_mut()) {
+                    if let Some(u) = unit {
+                        *rows.entry((row, *u)).or_default() += *change * count;
+                    }
+                    *change = 0.0;
+                }
+            };
+            let mut current = None;
+            for (at, owner) in positions.rows_of(shape, *axis).into_iter().enumerate() {
+                let Some(owner) = owner else { continue };
+                if current.is_some_and(|c| c != owner) {
+                    flush(current.unwrap_or_default(), &mut here);
+                }
+                current = Some(owner);
+                let span = at * here.len() * inner..(at + 1) * here.len() * inner;
+                let (x, d) = (&x[span.clone()], &d[span]);
+                for ((x, d), change) in
+                    x.chunks(inner.max(1)).zip(d.chunks(inner.max(1))).zip(here.iter_mut())
+                {
+                    *change += f64::from(crate::kernels::real::dot(x, d));
+                }
+            }
+            if let Some(row) = current {
+                flush(row, &mut here);
+            }
+        }
+        Ok(())
+    };
+    let power = source.power;
+    let mut end = || {
+        let mut rows = rows_ref.borrow_mut();
+        for ((_, unit), change) in std::mem::take(&mut **rows) {
+            sums[unit] += raised(change, power);
+        }
+    };
+    each_gradient(source, executor, &wanted, &mut each, &mut end)?;
+    finite(&sums)?;
+    Ok(sums)
+}
+
+fn raised(change: f64, power: Power) -> f64 {
+    match power {
+        Power::Squared => change * change,
+        Power::Absolute => change.abs(),
+    }
+}
+
+/// Running sums over batches for each element of one weight.
+#[derive(Default)]
+struct Elements {
+    slope: Vec<f32>,
+    squares: Vec<f32>,
+}
+
+fn by_weight(source: &Source<'_>, executor: &Executor, criterion: Criterion) -> Result<Vec<f64>> {
+    let members = members(source);
+    let wanted: Vec<ValueId> = members.keys().copied().collect();
+    let group_of = group_of(source);
+    let units = source.coupled.units();
+    let mut sums = vec![0f64; units];
+    let of_batch = std::cell::RefCell::new(vec![0f64; units]);
+    let mut held: BTreeMap<ValueId, Elements> = BTreeMap::new();
+    let mut shapes: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
+    let mut batches = 0f64;
+    // Adds `change`, one number an element of weight `v`, to the units on each axis of its groups.
+    let spread = |v: ValueId, shape: &[usize], change: &[f32], into: &mut [f64]| {
+        for axis in members.get(&v).into_iter().flatten() {
+            let inner: usize = shape[axis + 1..].iter().product();
+            let Some(on) = source.coupled.on(v, *axis) else { continue };
+            let on: Vec<Option<usize>> = on.map(|u| u.filter(|u| source.ranked[group_of[*u]])).collect();
+            for (line, change) in change.chunks(inner.max(1)).enumerate() {
+                if let Some(u) = on[line % shape[*axis].max(1)] {
+                    into[u] += change.iter().map(|c| f64::from(*c)).sum::<f64>();
+                }
+            }
+        }
+    };
+    let mut each = |_: &Positions, g: &Gradient<'_>, _: f64| -> Result<()> {
+        let forward = g.forward.float()?;
+        let shape = forward.dims();
+        let (w, d) = (elements::<f32>(forward)?, elements::<f32>(&g.grad)?);
+        let mut into = of_batch.borrow_mut();
+        match (criterion, source.form, source.power) {
+            (Criterion::LlmPruner, ..) => {
+                let held = held.entry(g.value).or_default();
+                held.slope.resize(w.len(), 0.0);
+                held.squares.resize(w.len(), 0.0);
+                for (((slope, squares), w), d) in
+                    held.slope.iter_mut().zip(&mut held.squares).zip(w.iter()).zip(d.iter())
+                {
+                    *slope += w * d;
+                    *squares += (w * d) * (w * d);
+                }
+                shapes.entry(g.value).or_insert_with(|| shape.to_vec());
+            }
+            (Criterion::Obd, ..) | (_, Form::Element, Power::Squared) => {
+                let change: Vec<f32> = w.iter().zip(d.iter()).map(|(w, d)| (w * d) * (w * d)).collect();
+                spread(g.value, shape, &change, &mut into);
+            }
+            (_, Form::Element, Power::Absolute) => {
+                let change: Vec<f32> = w.iter().zip(d.iter()).map(|(w, d)| (w * d).abs()).collect();
+                spread(g.value, shape, &change, &mut into);
+            }
+            _ => {
+                let change: Vec<f32> = w.iter().zip(d.iter()).map(|(w, d)| w * d).collect();
+                spread(g.value, shape, &change, &mut into);
+            }
+        }
+        Ok(())
+    };
+    let whole = criterion == Criterion::Taylor && source.form == Form::Group;
+    let power = source.power;
+    let mut end = || {
+        batches += 1.0;
+        for (sum, change) in sums.iter_mut().zip(of_batch.borrow_mut().iter_mut()) {
+            *sum += if whole { raised(*change, power) } else { *change };
+            *change = 0.0;
+        }
+    };
+    each_gradient(source, executor, &wanted, &mut each, &mut end)?;
+    for (v, Elements { slope, squares }) in held {
+        let change: Vec<f32> = slope
+            .iter()
+            .zip(&squares)
+            .map(|(s, q)| ((s - 0.5 * q) / batches.max(1.0) as f32).abs())
+            .collect();
+        spread(v, &shapes[&v], &change, &mut sums);
+    }
+    if criterion == Criterion::Obd {
+        sums.iter_mut().for_each(|s| *s *= 0.5 / batches.max(1.0));
+    }
+    finite(&sums)?;
+    Ok(sums)
+}

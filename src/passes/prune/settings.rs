@@ -1,0 +1,123 @@
+//! Settings of the pass, as a recipe's step has them.
+
+use super::criterion::{Criterion, Form, Normalize, Power, Slope};
+use super::repair::Repair;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Between which units is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// All units of the graph, by score over the mean score of their group: groups of little use shrink
+    /// more.
+    #[default]
+    Global,
+    /// The units of each group; every group loses the same part.
+    Layer,
+}
+
+/// What `ratio` is a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Of {
+    /// The parameters that would leave if every unit that may leave did.
+    #[default]
+    Prunable,
+    /// All parameters of the graph.
+    Total,
+}
+
+/// Settings of the pass.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// What makes a unit unimportant.
+    pub criterion: Criterion,
+    /// Part of the parameters to remove, between 0 and 1; met to within one rounding unit of one group.
+    pub ratio: f64,
+    /// What `ratio` is a part of.
+    pub of: Of,
+    /// Between which units is chosen.
+    pub scope: Scope,
+    /// Channel counts that are cut stay multiples of this. A group with fewer than twice as many falls
+    /// back to the half, the quarter and so on.
+    pub round_to: usize,
+    /// Fewest units that a group keeps.
+    pub min_units: usize,
+    /// Smallest part of its units that a group keeps.
+    pub min_keep: f64,
+    /// Name patterns (substrings, `*` wild) of nodes and weights whose groups stay as they are.
+    #[serde(alias = "protect")]
+    pub exclude: Vec<String>,
+    /// Let axes of graph inputs and outputs shrink.
+    pub allow_interface_change: bool,
+    /// What the first-order change is taken over (`taylor`).
+    pub form: Form,
+    /// How changes of the loss are accumulated (`taylor`).
+    pub power: Power,
+    /// The loss whose slope is taken (`taylor`, `llm-pruner`, `obd`).
+    pub slope: Slope,
+    /// How scores of different groups are made comparable; the criterion's own way where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<Normalize>,
+    /// How what is left makes up for what was taken.
+    pub repair: Repair,
+    /// Penalty of `repair = "ridge"` on changes, relative to the mean square of what the product reads.
+    pub ridge: f64,
+    /// Most rows of the calibration data to look at; 0 for all.
+    pub samples: usize,
+    /// Rows at once; 0 leaves it to the data.
+    pub batch: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            criterion: Criterion::default(),
+            ratio: 0.0,
+            of: Of::default(),
+            scope: Scope::default(),
+            round_to: 8,
+            min_units: 1,
+            min_keep: 0.1,
+            exclude: vec![],
+            allow_interface_change: false,
+            form: Form::default(),
+            power: Power::default(),
+            slope: Slope::default(),
+            normalize: None,
+            repair: Repair::default(),
+            ridge: 0.01,
+            samples: 128,
+            batch: 0,
+        }
+    }
+}
+
+impl Settings {
+    /// `Usage` where a setting is out of range, naming the step's field.
+    pub(super) fn check(&self) -> Result<()> {
+        let refuse = |field: &str, what: &str, found: String, limit: &str| {
+            Err(Error::usage("PRUNE-SETTINGS", what.to_string())
+                .field(format!("step.{field}"))
+                .found(found)
+                .limit(limit))
+        };
+        if !(self.ratio > 0.0 && self.ratio < 1.0) {
+            let what = "the part of the parameters to remove is out of range";
+            return refuse("ratio", what, self.ratio.to_string(), "above 0, below 1");
+        }
+        if !(0.0..1.0).contains(&self.min_keep) {
+            let what = "the part of the units to keep is out of range";
+            return refuse("min_keep", what, self.min_keep.to_string(), "from 0, below 1");
+        }
+        if !(self.ridge >= 0.0 && self.ridge.is_finite()) {
+            return refuse("ridge", "the penalty is out of range", self.ridge.to_string(), "0 or more");
+        }
+        if self.round_to == 0 {
+            return refuse("round_to", "counts cannot be multiples of zero", "0".into(), "at least 1");
+        }
+        Ok(())
+    }
+}
