@@ -32,12 +32,17 @@ pub struct Ctx<'a> {
     pub train: Option<&'a Samples>,
     /// Where work inside a step saves how far it has come.
     pub keep: Option<&'a dyn Keep>,
+    /// Measures the latency of a graph on this machine, as a part of the step's input's.
+    pub latency: Option<&'a Meter<'a>>,
 }
+
+/// A figure that is measured.
+pub type Meter<'a> = dyn Fn(&Graph) -> Result<f64> + Sync + 'a;
 
 impl<'a> Ctx<'a> {
     /// One thread, seed 0, no data.
     pub fn new(monitor: &'a dyn Monitor) -> Ctx<'a> {
-        Ctx { monitor, seed: 0, threads: 1, calibration: None, train: None, keep: None }
+        Ctx { monitor, seed: 0, threads: 1, calibration: None, train: None, keep: None, latency: None }
     }
 }
 

@@ -54,6 +54,9 @@ pub(super) struct DataArgs {
     /// Training data
     #[arg(long, value_name = "DATA")]
     pub(super) train: Option<String>,
+    /// Most tokens of a row, where calibration or training data are texts [default: 256]
+    #[arg(long, value_name = "TOKENS")]
+    pub(super) length: Option<usize>,
 }
 
 impl DataArgs {
@@ -63,7 +66,7 @@ impl DataArgs {
             train: self.train.clone(),
             calibration: self.calibration.clone(),
             eval: self.data.clone(),
-            ..DataSpec::default()
+            length: self.length,
         }
     }
 }

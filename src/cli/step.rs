@@ -65,7 +65,7 @@ pub(super) struct Quantize {
 /// Remove whole channels and neurons, so that the shapes really shrink
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  tinsmith prune cnn.onnx --ratio 0.2 -o cnn-20.onnx --measure --data digits:test\n  tinsmith prune cnn.onnx --ratio 0.3 --of total --exclude 'head*' -o cnn-30.onnx"
+    after_help = "Example:\n  tinsmith prune cnn.onnx --ratio 0.2 -o cnn-20.onnx --measure --data digits:test\n  tinsmith prune cnn.onnx --ratio 0.3 --of total --exclude 'head*' -o cnn-30.onnx\n  tinsmith prune smollm2.gguf --ratio 0.2 --criterion taylor --repair ridge --calibration text:moby-dick.txt -o smol-20.onnx"
 )]
 pub(super) struct Prune {
     /// Part of the parameters to remove, above 0 and below 1
@@ -74,9 +74,28 @@ pub(super) struct Prune {
     /// What the ratio is a part of: prunable (what may leave at all) or total [default: prunable]
     #[arg(long, value_name = "NAME")]
     of: Option<String>,
-    /// What makes a channel unimportant: l1, l2
+    /// What makes a channel unimportant. By weights: l1, l2. By what flows through it on --calibration
+    /// data: activation, frequency, flap, wanda, minitron. By the slope of the loss on those data: taylor,
+    /// llm-pruner, obd. To compare with: random
     #[arg(long, value_name = "NAME", default_value = "l2")]
     criterion: String,
+    /// How what is left makes up for what was taken, on --calibration data: none, bias, ridge
+    /// [default: none]
+    #[arg(long, value_name = "NAME")]
+    repair: Option<String>,
+    /// The loss whose slope is taken: task (labels, or the next token of texts), reference (the unpruned
+    /// model's outputs), auto [default: auto]
+    #[arg(long, value_name = "NAME")]
+    slope: Option<String>,
+    /// What taylor sums over: gate, group, element [default: gate]
+    #[arg(long, value_name = "NAME")]
+    form: Option<String>,
+    /// How scores of different groups are compared: none, mean, max, cost [default: the criterion's own]
+    #[arg(long, value_name = "NAME")]
+    normalize: Option<String>,
+    /// Most rows of calibration data to look at; 0 for all [default: 128]
+    #[arg(long, value_name = "N")]
+    samples: Option<u32>,
     /// Rank channels over the whole model, or cut each group by the same part: global, layer [default: global]
     #[arg(long, value_name = "SCOPE")]
     scope: Option<String>,
@@ -122,12 +141,21 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
 
 pub(super) fn prune(context: &Context, args: Prune) -> anyhow::Result<()> {
     let mut step = Step::new("prune").with("criterion", args.criterion).with("ratio", args.ratio);
-    for (name, value) in [("of", args.of), ("scope", args.scope)] {
+    for (name, value) in [
+        ("of", args.of),
+        ("scope", args.scope),
+        ("repair", args.repair),
+        ("slope", args.slope),
+        ("form", args.form),
+        ("normalize", args.normalize),
+    ] {
         if let Some(value) = value {
             step = step.with(name, value);
         }
     }
-    for (name, count) in [("round_to", args.round_to), ("min_units", args.min_units)] {
+    for (name, count) in
+        [("round_to", args.round_to), ("min_units", args.min_units), ("samples", args.samples)]
+    {
         if let Some(count) = count {
             step = step.with(name, i64::from(count));
         }

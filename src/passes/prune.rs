@@ -12,12 +12,14 @@ mod repair;
 mod select;
 mod settings;
 mod slice;
+mod target;
 
 pub use criterion::{Criterion, Form, Normalize, Power, Slope};
 pub use mask::mask;
 pub use repair::Repair;
 pub use settings::{Of, Scope, Settings};
 pub use slice::slice;
+pub use target::Target;
 
 use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
 use crate::analysis::{self, Summary};
@@ -102,7 +104,8 @@ impl Room {
             Of::Prunable => prunable,
             Of::Total => constants.weights().map(|(_, t)| t.len() as u64).sum(),
         };
-        let target = (settings.ratio * whole as f64).round().max(1.0) as u64;
+        let wanted = (settings.ratio * whole as f64).round();
+        let target = if settings.ratio > 0.0 { wanted.max(1.0) as u64 } else { 0 };
         let most = bounds.at_most(&candidates);
         if target > most {
             let mut e = Error::usage("PRUNE-RATIO", "so many parameters cannot leave")
@@ -136,9 +139,7 @@ fn why_it_stays(
     if let Some(p) = weight {
         return Some(format!("weight \"{}\" is not of a float type", graph.value_name(p.value)));
     }
-    let names = group.weights().map(|p| graph.value_name(p.value).to_string());
-    let mut names: Vec<String> = names.chain(readers(graph, group)).collect();
-    names.dedup();
+    let names = names(graph, group);
     for pattern in &settings.exclude {
         if let Some(name) = names.iter().find(|n| matches(pattern, n)) {
             return Some(format!("\"{name}\" is excluded by \"{pattern}\""));
@@ -146,6 +147,14 @@ fn why_it_stays(
     }
     let floor = select::floor(group.units, settings);
     (floor >= group.units).then(|| format!("{} units are the fewest to keep", group.units))
+}
+
+/// Names by which a group can be meant: of its weights and of the nodes that read them.
+fn names(graph: &Graph, group: &Group) -> Vec<String> {
+    let weights = group.weights().map(|p| graph.value_name(p.value).to_string());
+    let mut names: Vec<String> = weights.chain(readers(graph, group)).collect();
+    names.dedup();
+    names
 }
 
 /// Names of the nodes that read weights of a group, in execution order.
@@ -195,22 +204,29 @@ pub fn decide_with(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<
     let ranked: Vec<bool> = room.stays.iter().map(Option::is_none).collect();
     let source = source(graph, &facts, &room.coupled, &ranked, settings, ctx);
     let scores = importance::scores(&source, settings.criterion)?;
-    let (leaves, removed) = select::select(&room, &scores, settings);
-    let mut stays = room.stays;
-    for group in groups {
-        if stays[group.id].is_none() && !group.numbers().any(|u| leaves[u]) {
-            stays[group.id] = Some("its units score higher than those that leave".into());
+    let fixed = select::fixed(graph, &room, settings)?;
+    let cut = |parameters: u64| {
+        let (leaves, removed) = select::select(&room, &scores, settings, &fixed, parameters);
+        let mut stays = room.stays.clone();
+        for group in groups {
+            if stays[group.id].is_none() && !group.numbers().any(|u| leaves[u]) {
+                stays[group.id] = Some("its units score higher than those that leave".into());
+            }
         }
+        Decision {
+            leaves,
+            scores: scores.clone(),
+            stays,
+            prunable_parameters: room.prunable,
+            whole_parameters: room.whole,
+            removed_parameters: removed,
+            coupled: room.coupled.clone(),
+        }
+    };
+    match settings.target.and_then(|t| t.one()) {
+        Some(wanted) => target::search(graph, &room, wanted, &cut, ctx),
+        None => Ok(cut(room.target)),
     }
-    Ok(Decision {
-        leaves,
-        scores,
-        stays,
-        prunable_parameters: room.prunable,
-        whole_parameters: room.whole,
-        removed_parameters: removed,
-        coupled: room.coupled,
-    })
 }
 
 /// What scores and repairs are taken from.

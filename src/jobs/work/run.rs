@@ -92,6 +92,7 @@ impl Work for Run {
                 calibration: calibration.as_ref(),
                 train: train.as_ref(),
                 keep: Some(&inside),
+                latency: None,
             };
             let dir = pool.install(|| compute(ctx, index, step, &graph, &mut room));
             let dir = dir.map_err(|e| e.file(&model))?;

@@ -3,9 +3,11 @@
 
 use super::criterion::Normalize;
 use super::{Room, Scope, Settings};
-use crate::graph::ValueId;
+use crate::error::{Error, Result};
 use crate::graph::constants::Constants;
 use crate::graph::coupling::{Coupled, Group};
+use crate::graph::{Graph, ValueId};
+use crate::passes::matches;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,6 +48,19 @@ impl Candidate {
     fn below(&self, kept: usize) -> Option<usize> {
         let next = (kept - 1) / self.step * self.step;
         (next >= self.floor).then_some(next)
+    }
+
+    /// The allowed count next to `wanted`.
+    fn nearest(&self, wanted: f64) -> usize {
+        let mut best = self.units;
+        let mut kept = self.units;
+        while let Some(next) = self.below(kept) {
+            if (next as f64 - wanted).abs() <= (best as f64 - wanted).abs() {
+                best = next;
+            }
+            kept = next;
+        }
+        best
     }
 
     fn smallest(&self) -> usize {
@@ -121,6 +136,36 @@ impl Bounds {
     }
 }
 
+/// Counts that `ratios` settles, by candidate.
+///
+/// # Errors
+/// `Usage` for a name that no group has.
+pub(super) fn fixed(graph: &Graph, room: &Room, settings: &Settings) -> Result<BTreeMap<usize, usize>> {
+    let mut met: BTreeSet<&str> = BTreeSet::new();
+    let mut out = BTreeMap::new();
+    for (i, candidate) in room.candidates.iter().enumerate() {
+        let group = &room.coupled.groups()[candidate.group];
+        let kind = group.kind.to_string();
+        let names = super::names(graph, group);
+        // A name goes before a kind.
+        let named = |key: &&String| names.iter().any(|n| matches(key, n));
+        let key = settings.ratios.keys().filter(|k| **k != kind).find(named);
+        let Some((key, ratio)) =
+            key.or_else(|| settings.ratios.keys().find(|k| **k == kind)).map(|k| (k, settings.ratios[k]))
+        else {
+            continue;
+        };
+        met.insert(key);
+        out.insert(i, candidate.nearest(candidate.units as f64 * (1.0 - ratio)));
+    }
+    match settings.ratios.keys().find(|k| !met.contains(k.as_str())) {
+        None => Ok(out),
+        Some(name) => Err(Error::usage("PRUNE-RATIOS", "no group that may shrink has this kind or name")
+            .field(format!("step.ratios.{name}"))
+            .hint("`tinsmith inspect` lists the coupling groups, their kinds and weights")),
+    }
+}
+
 /// A number that orders like a score; scores are finite and not negative.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Key(f64);
@@ -178,7 +223,16 @@ impl Walk<'_> {
 }
 
 /// By unit number whether it leaves, and the parameters that do.
-pub(super) fn select(room: &Room, scores: &[Option<Vec<f64>>], settings: &Settings) -> (Vec<bool>, u64) {
+///
+/// `fixed` are the counts that some candidates keep whatever the others do, `target` the parameters that
+/// leave the others.
+pub(super) fn select(
+    room: &Room,
+    scores: &[Option<Vec<f64>>],
+    settings: &Settings,
+    fixed: &BTreeMap<usize, usize>,
+    target: u64,
+) -> (Vec<bool>, u64) {
     let scope = settings.scope;
     let normalize = settings.normalize.unwrap_or(settings.criterion.normalize());
     let mut bounds = room.bounds.clone();
@@ -188,16 +242,24 @@ pub(super) fn select(room: &Room, scores: &[Option<Vec<f64>>], settings: &Settin
         walks.push(Walk::of(c, of_group, normalize, bounds.gain(c.group, 1)));
     }
     let mut queue: BTreeSet<(Key, usize)> = BTreeSet::new();
+    let mut settled = 0;
     for (i, walk) in walks.iter_mut().enumerate() {
+        if let Some(kept) = fixed.get(&i) {
+            settled += bounds.take(walk.candidate.group, walk.candidate.units - kept);
+            walk.kept = *kept;
+            continue;
+        }
         queue.extend(walk.next(scope).map(|key| (Key(key), i)));
     }
     let mut removed = 0;
     let mut too_large: BTreeSet<(u64, Reverse<usize>)> = BTreeSet::new();
-    while let Some((_, i)) = queue.pop_first() {
+    while removed < target
+        && let Some((_, i)) = queue.pop_first()
+    {
         let walk = &mut walks[i];
         let Some(next) = walk.candidate.below(walk.kept) else { continue };
         let gain = bounds.gain(walk.candidate.group, walk.kept - next);
-        let missing = room.target.saturating_sub(removed);
+        let missing = target.saturating_sub(removed);
         if gain > missing && gain - missing > missing {
             // Further from the target with it than without: other groups have smaller steps.
             too_large.insert((gain, Reverse(i)));
@@ -206,12 +268,10 @@ pub(super) fn select(room: &Room, scores: &[Option<Vec<f64>>], settings: &Settin
         bounds.take(walk.candidate.group, walk.kept - next);
         walk.kept = next;
         removed += gain;
-        if removed >= room.target {
-            break;
-        }
         queue.extend(walk.next(scope).map(|key| (Key(key), i)));
     }
     if removed == 0
+        && target > 0
         && let Some((_, Reverse(i))) = too_large.first()
     {
         let walk = &mut walks[*i];
@@ -226,5 +286,5 @@ pub(super) fn select(room: &Room, scores: &[Option<Vec<f64>>], settings: &Settin
             leaves[walk.candidate.first + u] = true;
         }
     }
-    (leaves, removed)
+    (leaves, removed + settled)
 }

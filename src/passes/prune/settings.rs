@@ -2,8 +2,10 @@
 
 use super::criterion::{Criterion, Form, Normalize, Power, Slope};
 use super::repair::Repair;
+use super::target::Target;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Between which units is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -36,6 +38,14 @@ pub struct Settings {
     pub criterion: Criterion,
     /// Part of the parameters to remove, between 0 and 1; met to within one rounding unit of one group.
     pub ratio: f64,
+    /// What the result may still have, in place of `ratio`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// Part of the units to remove from some groups, whatever their scores beside others: by kind
+    /// (`heads`, `neurons`, `channels`, `width`) or by a name pattern of a node or weight. `ratio` and
+    /// `target` are then about the other groups.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub ratios: BTreeMap<String, f64>,
     /// What `ratio` is a part of.
     pub of: Of,
     /// Between which units is chosen.
@@ -76,6 +86,8 @@ impl Default for Settings {
         Settings {
             criterion: Criterion::default(),
             ratio: 0.0,
+            target: None,
+            ratios: BTreeMap::new(),
             of: Of::default(),
             scope: Scope::default(),
             round_to: 8,
@@ -104,7 +116,25 @@ impl Settings {
                 .found(found)
                 .limit(limit))
         };
-        if !(self.ratio > 0.0 && self.ratio < 1.0) {
+        if let Some(target) = &self.target {
+            let Some((_, part)) = target.one() else {
+                let what = "one target is needed";
+                return refuse("target", what, format!("{target:?}"), "parameters, macs, bytes or latency");
+            };
+            if !(part > 0.0 && part < 1.0) {
+                let what = "the part that may remain is out of range";
+                return refuse("target", what, part.to_string(), "above 0, below 1");
+            }
+            if self.ratio != 0.0 {
+                let what = "ratio and target contradict each other";
+                return refuse("ratio", what, self.ratio.to_string(), "one of both");
+            }
+        }
+        for (name, ratio) in self.ratios.iter().filter(|(_, r)| !(0.0..1.0).contains(*r)) {
+            let what = "the part of the units to remove is out of range";
+            return refuse(&format!("ratios.{name}"), what, ratio.to_string(), "from 0, below 1");
+        }
+        if !(0.0..1.0).contains(&self.ratio) || !self.says_how_much() {
             let what = "the part of the parameters to remove is out of range";
             return refuse("ratio", what, self.ratio.to_string(), "above 0, below 1");
         }

@@ -1,0 +1,140 @@
+//! How much must leave: a part of the parameters at once, or whatever brings another figure of the model
+//! to what is asked for, found by trying.
+
+use super::{Decision, Room, Settings, slice};
+use crate::analysis::{self, Options};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::passes::Ctx;
+use serde::{Deserialize, Serialize};
+
+/// What the pruned model may still have, as a part of what the original has. One figure is given.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct Target {
+    /// Of the parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<f64>,
+    /// Of the multiply-accumulates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub macs: Option<f64>,
+    /// Of the bytes of the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<f64>,
+    /// Of the latency, measured on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<f64>,
+}
+
+/// A figure of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Figure {
+    Parameters,
+    Macs,
+    Bytes,
+    Latency,
+}
+
+impl Target {
+    /// The one figure that is asked for and what may remain of it; none where there is not exactly one.
+    pub(super) fn one(&self) -> Option<(Figure, f64)> {
+        let all = [
+            (Figure::Parameters, self.parameters),
+            (Figure::Macs, self.macs),
+            (Figure::Bytes, self.bytes),
+            (Figure::Latency, self.latency),
+        ];
+        let mut given = all.into_iter().filter_map(|(figure, part)| Some((figure, part?)));
+        given.next().filter(|_| given.next().is_none())
+    }
+}
+
+/// Tries of a search; latency is measured, so there are fewer.
+const TRIES: usize = 12;
+const MEASURED: usize = 6;
+/// How near the figure is to come, as a part of the original's.
+const NEAR: f64 = 0.003;
+const NEAR_MEASURED: f64 = 0.02;
+
+/// Finds the decision whose model has at most `part` of the original's figure and removes as little as
+/// possible for that. `cut` decides for a number of parameters.
+///
+/// # Errors
+/// `Usage` where the figure cannot be brought so low, with the lowest that was found.
+pub(super) fn search(
+    graph: &Graph,
+    room: &Room,
+    (figure, part): (Figure, f64),
+    cut: &dyn Fn(u64) -> Decision,
+    ctx: &Ctx<'_>,
+) -> Result<Decision> {
+    let of = |decision: &Decision| -> Result<f64> {
+        ctx.monitor.check()?;
+        let pruned = slice(graph, decision)?;
+        match figure {
+            Figure::Latency => {
+                let meter = ctx.latency.ok_or_else(|| {
+                    Error::unsupported("PRUNE-LATENCY", "latency cannot be measured here")
+                        .field("step.target.latency")
+                        .hint("run the recipe as a job, or state target = { macs = .. }")
+                })?;
+                meter(&pruned)
+            }
+            _ => Ok(size(&pruned, figure)? / size(graph, figure)?.max(1.0)),
+        }
+    };
+    let (tries, near) = match figure {
+        Figure::Latency => (MEASURED, NEAR_MEASURED),
+        _ => (TRIES, NEAR),
+    };
+    ctx.monitor.phase("prune: find how much must leave", Some(tries as u64));
+    let most = room.bounds.at_most(&room.candidates);
+    let (mut low, mut high) = (0u64, most);
+    let mut best: Option<(f64, Decision)> = None;
+    let mut lowest = f64::INFINITY;
+    let mut next = (most as f64 * (1.0 - part)).round() as u64;
+    for tried in 0..tries {
+        let decision = cut(next.clamp(1, most));
+        let now = of(&decision)?;
+        ctx.monitor.progress(tried as u64 + 1);
+        ctx.monitor.metric("remaining", tried as u64, now);
+        lowest = lowest.min(now);
+        if now <= part {
+            high = next;
+            best = Some((now, decision));
+            if part - now <= near {
+                break;
+            }
+        } else {
+            low = next;
+        }
+        if high - low <= most / 2000 {
+            break;
+        }
+        // The figure falls about evenly with what leaves; the middle keeps the search honest.
+        next = if tried == 0 && best.is_none() { most } else { low + (high - low) / 2 };
+    }
+    best.map(|(_, decision)| decision).ok_or_else(|| {
+        Error::usage("PRUNE-TARGET", "the model cannot be brought so low by pruning")
+            .field("step.target")
+            .found(part)
+            .limit(format!("{:.3} or more", lowest + 0.0005))
+            .hint("raise the target, or lower min_keep, min_units and round_to")
+    })
+}
+
+fn size(graph: &Graph, figure: Figure) -> Result<f64> {
+    let summary = analysis::summarize(graph, &Options::default())?;
+    Ok(match figure {
+        Figure::Parameters => summary.parameters,
+        Figure::Bytes => summary.weight_bytes,
+        Figure::Macs | Figure::Latency => summary.macs,
+    } as f64)
+}
+
+impl Settings {
+    /// Whether anything says how much is to leave.
+    pub(super) fn says_how_much(&self) -> bool {
+        self.ratio > 0.0 || self.target.is_some() || self.ratios.values().any(|r| *r > 0.0)
+    }
+}
