@@ -254,3 +254,12 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("config_json", "bert", br#"{"model_type":"bert","hidden_size":4}"#.to_vec()),
     ]
 }
+
+#[test]
+fn layers_that_no_weight_backs_are_refused_before_they_are_built() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("many.gguf");
+    fs::copy(corpus("gguf").join("seed-many-layers"), &path).unwrap();
+    let e = tinsmith::formats::load(&path).unwrap_err();
+    assert!(e.code() == "CONFIG-LAYERS" && e.kind().exit_code() == 3, "{e}");
+}

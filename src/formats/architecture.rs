@@ -91,7 +91,7 @@ fn from_config(checkpoint: &Checkpoint, fields: &Fields<'_>, options: &Options) 
     if let Some(family) = families::by_model_type(model_type) {
         let names = [family.names];
         let weights = Weights::new(checkpoint, &names, Role::Embedding, family.transposed)?;
-        let decoder = config::decoder(fields, family, options.context)?;
+        let decoder = config::decoder(fields, family, &weights, options.context)?;
         return finish_decoder(&decoder, model_type, weights, warnings);
     }
     let plain = |names: &[names::Names], anchor| Weights::new(checkpoint, names, anchor, false);

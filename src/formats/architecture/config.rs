@@ -7,12 +7,19 @@ use super::fields::Fields;
 use super::net::{Activation, Norm};
 use super::rope::{self, Rope};
 use super::vision::Vision;
+use super::weights::Weights;
 use crate::error::Result;
 
 /// Reads the sizes and switches of a decoder. `context` caps the number of positions.
-pub(super) fn decoder(fields: &Fields<'_>, family: &Family, context: Option<usize>) -> Result<Decoder> {
+pub(super) fn decoder(
+    fields: &Fields<'_>,
+    family: &Family,
+    weights: &Weights<'_>,
+    context: Option<usize>,
+) -> Result<Decoder> {
     let width = fields.need_count(&["hidden_size", "n_embd"])?;
     let layers = fields.need_count(&["num_hidden_layers", "n_layer"])?;
+    let layers = weights.holds_layers(layers, "num_hidden_layers")?;
     let heads = fields.need_count(&["num_attention_heads", "n_head"])?;
     let kv_heads = fields.count("num_key_value_heads")?.unwrap_or(heads);
     if heads % kv_heads != 0 {

@@ -95,7 +95,8 @@ pub(super) fn decoder(
     if let Some(n) = keys.count("expert_count")? {
         return Err(keys.unsupported("expert_count", n, "models without experts"));
     }
-    let (width, layers) = (keys.need("embedding_length")?, keys.need("block_count")?);
+    let width = keys.need("embedding_length")?;
+    let layers = weights.holds_layers(keys.need("block_count")?, "block_count")?;
     let heads = keys.need("attention.head_count")?;
     let kv_heads = keys.count("attention.head_count_kv")?.unwrap_or(heads);
     if heads % kv_heads != 0 {

@@ -91,6 +91,19 @@ impl<'a> Weights<'a> {
         Ok(weights)
     }
 
+    /// Checks a stated number of layers before anything is made for each: every layer has a weight.
+    pub(super) fn holds_layers(&self, layers: usize, key: &str) -> Result<usize> {
+        let tensors = self.checkpoint.tensors().len();
+        if layers <= tensors {
+            return Ok(layers);
+        }
+        Err(Error::invalid("CONFIG-LAYERS", "the configuration has more layers than the checkpoint weights")
+            .field(key)
+            .found(layers)
+            .limit(format!("at most {tensors}"))
+            .hint("the file is damaged, or part of it is missing"))
+    }
+
     fn pattern(&self, role: Role) -> Option<&'static str> {
         self.names.iter().flat_map(|n| n.iter()).find(|(r, _)| *r == role).map(|(_, p)| *p)
     }
