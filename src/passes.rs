@@ -53,6 +53,11 @@ pub trait Keep: Sync {
     fn save(&self, step: u64, fill: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()>;
     /// The newest that is whole: its step and directory.
     fn newest(&self) -> Option<(u64, PathBuf)>;
+    /// A number that was settled by measuring: as it was settled at the first start, so that a later
+    /// start goes by it.
+    fn settled(&self, name: &str) -> Result<Option<f64>>;
+    /// Settles a number.
+    fn settle(&self, name: &str, value: f64) -> Result<()>;
 }
 
 /// What a pass will need.
@@ -99,6 +104,9 @@ pub struct PassReport {
     pub applied: Vec<Applied>,
     /// Near misses and refusals.
     pub skipped: Vec<Skipped>,
+    /// What became of each coupling group, where the pass cuts them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<prune::GroupReport>,
     /// Figures: `parameters_before`, `calibration_samples`, ...
     pub facts: BTreeMap<String, f64>,
 }
@@ -124,6 +132,14 @@ pub trait Pass: Send + Sync {
     fn name(&self) -> &'static str;
     /// Fails early where the pass cannot run on this graph (missing data, nothing prunable).
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()>;
+    /// What of it looks at calibration data, for people, where it cannot do without.
+    fn needs_calibration(&self) -> Option<String> {
+        None
+    }
+    /// Whether it measures, and so has to be alone on the machine.
+    fn measures(&self) -> bool {
+        false
+    }
     /// What it will need.
     fn estimate(&self, graph: &Graph) -> Estimate;
     /// Runs. Reports to `ctx.monitor` and stops at safe points when asked.

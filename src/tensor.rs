@@ -94,9 +94,11 @@ pub struct Tensor {
     storage: Storage,
 }
 
-/// Number of elements of a shape; `None` on overflow.
+/// Number of elements of a shape; `None` on overflow, which sizes beside a zero must not cause either:
+/// strides are products of some of the sizes.
 pub fn element_count(shape: &[usize]) -> Option<usize> {
-    shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))
+    let whole = shape.iter().filter(|d| **d > 0).try_fold(1usize, |n, d| n.checked_mul(*d))?;
+    Some(if shape.contains(&0) { 0 } else { whole })
 }
 
 impl Tensor {

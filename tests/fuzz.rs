@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use tinsmith::tensor::Tensor;
 
 fn corpus(target: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus")).join(target)
@@ -253,6 +254,14 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("tokenizer_json", "unigram", unigram.as_bytes().to_vec()),
         ("config_json", "bert", br#"{"model_type":"bert","hidden_size":4}"#.to_vec()),
     ]
+}
+
+#[test]
+fn sizes_that_overflow_beside_a_zero_are_refused() {
+    let huge = usize::MAX / 2;
+    assert_eq!(tinsmith::tensor::element_count(&[4, 0, huge, huge]), None);
+    assert_eq!(tinsmith::tensor::element_count(&[4, 0, 7]), Some(0));
+    assert!(Tensor::from_vec::<f32>(vec![4, 0, huge, huge], vec![]).is_err());
 }
 
 #[test]

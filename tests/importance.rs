@@ -362,7 +362,7 @@ fn ridge_repairs_convolutions_over_their_taps() {
     let graph = convolutions();
     let picture =
         |seed| vec![("x".to_string(), Tensor::from_vec(vec![2, 2, 7, 6], noise(seed, 168)).unwrap())];
-    let batch = |i| Batch { inputs: picture(30 + i), targets: Targets::None, rows: 2, tokens: 2 };
+    let batch = |i: u64| Batch { inputs: picture(30 + i), targets: Targets::None, rows: 2, tokens: 2 };
     let data = Samples::given((0..8).map(batch).collect());
     let text = "ratio = 0.5\ncriterion = \"wanda\"";
     let (plain, _) = pruned(&graph, text, &data);

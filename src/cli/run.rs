@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// Recipe to run on MODEL
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
+    /// Where the variant is written [default: kept in the job's directory]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "detach")]
+    output: Option<PathBuf>,
     /// Start the job, print its id and return
     #[arg(long)]
     detach: bool,
@@ -60,11 +63,12 @@ pub(super) fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     recipe.data.train = given.train.or(recipe.data.train);
     recipe.data.calibration = given.calibration.or(recipe.data.calibration);
     recipe.data.eval = given.eval.or(recipe.data.eval);
+    recipe.data.length = given.length.or(recipe.data.length);
     let goal = args.goal.parse(None)?;
     if goal != Goal::default() {
         recipe.goal = Goal { device: recipe.goal.device.clone(), ..goal };
     }
-    start(context, recipe, args.detach, None)
+    start(context, recipe, args.detach, args.output.as_deref())
 }
 
 /// A recipe whose relative model path refers to the recipe's own directory where the model lies there.

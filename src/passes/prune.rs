@@ -9,7 +9,9 @@ mod criterion;
 mod importance;
 mod mask;
 mod repair;
+mod report;
 mod select;
+mod sensitivity;
 mod settings;
 mod slice;
 mod target;
@@ -17,6 +19,8 @@ mod target;
 pub use criterion::{Criterion, Form, Normalize, Power, Slope};
 pub use mask::mask;
 pub use repair::Repair;
+pub use report::{GroupReport, Spread};
+pub use sensitivity::{Curve, PARTS};
 pub use settings::{Of, Scope, Settings};
 pub use slice::slice;
 pub use target::Target;
@@ -54,6 +58,8 @@ pub struct Decision {
     pub leaves: Vec<bool>,
     /// By group: score of each unit, none for groups that were not ranked.
     pub scores: Vec<Option<Vec<f64>>>,
+    /// By group: how the loss rises as its units leave, where that was looked at.
+    pub curves: Vec<Option<Curve>>,
     /// By group: why it stays as it is, where it does.
     pub stays: Vec<Option<String>>,
     /// Parameters that would leave if every unit that may leave did.
@@ -204,9 +210,17 @@ pub fn decide_with(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<
     let ranked: Vec<bool> = room.stays.iter().map(Option::is_none).collect();
     let source = source(graph, &facts, &room.coupled, &ranked, settings, ctx);
     let scores = importance::scores(&source, settings.criterion)?;
+    let curves = match settings.scope {
+        Scope::Sensitivity => sensitivity::curves(&source, &room, &scores, settings.sensitivity_samples)?,
+        _ => Vec::new(),
+    };
+    let mut by_group = vec![None; groups.len()];
+    for (candidate, curve) in room.candidates.iter().zip(&curves) {
+        by_group[candidate.group] = Some(curve.clone());
+    }
     let fixed = select::fixed(graph, &room, settings)?;
     let cut = |parameters: u64| {
-        let (leaves, removed) = select::select(&room, &scores, settings, &fixed, parameters);
+        let (leaves, removed) = select::select(&room, &scores, settings, &curves, &fixed, parameters);
         let mut stays = room.stays.clone();
         for group in groups {
             if stays[group.id].is_none() && !group.numbers().any(|u| leaves[u]) {
@@ -216,6 +230,7 @@ pub fn decide_with(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<
         Decision {
             leaves,
             scores: scores.clone(),
+            curves: by_group.clone(),
             stays,
             prunable_parameters: room.prunable,
             whole_parameters: room.whole,
@@ -344,9 +359,23 @@ impl Pass for Prune {
         "prune"
     }
 
+    fn measures(&self) -> bool {
+        self.settings.target.is_some_and(|t| t.latency.is_some())
+    }
+
+    fn needs_calibration(&self) -> Option<String> {
+        let Settings { criterion, repair, .. } = self.settings;
+        match (criterion.needs_data(), repair) {
+            _ if self.settings.scope == Scope::Sensitivity => Some("scope sensitivity".into()),
+            (true, _) => Some(format!("criterion {criterion}")),
+            (_, Repair::None) => None,
+            _ => Some(format!("repair {repair:?}").to_lowercase()),
+        }
+    }
+
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
         refuse_quantized(graph)?;
-        if self.settings.criterion.needs_data() || self.settings.repair != Repair::None {
+        if self.needs_calibration().is_some() {
             importance::data(ctx.calibration)?;
         }
         Room::of(graph, &graph.infer(&|_| None)?, &self.settings).map(|_| ())
@@ -368,6 +397,7 @@ impl Pass for Prune {
         let mut pruned = slice(graph, &decision)?;
         let mut report = PassReport::new("prune");
         tell(graph, &decision, &mut report);
+        report.groups = report::groups(graph, &decision);
         if self.settings.repair != Repair::None {
             pruned = self.repaired(graph, &decision, pruned, ctx, &mut report)?;
         }

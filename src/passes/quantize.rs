@@ -122,6 +122,10 @@ impl Pass for Quantize {
         "quantize"
     }
 
+    fn needs_calibration(&self) -> Option<String> {
+        (self.settings.scheme == Scheme::StaticInt8).then(|| "static-int8".into())
+    }
+
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
         refuse_quantized(graph)?;
         let graph = &lifted(graph)?;

@@ -37,13 +37,12 @@ impl Recipe {
         }
         for (index, step) in self.steps.iter().enumerate() {
             let place = format!("step[{index}]");
-            passes::by_name(&step.pass, &step.settings).map_err(|e| {
+            let pass = passes::by_name(&step.pass, &step.settings).map_err(|e| {
                 let field = e.field_path().map_or(place.clone(), |f| format!("{place}: {f}"));
                 e.at_field(field)
             })?;
-            let scheme = step.settings.get("scheme").and_then(|s| s.as_str());
-            if scheme == Some("static-int8") && self.data.calibration.is_none() {
-                return Err(Error::usage("RECIPE-CALIBRATION", "static-int8 needs calibration data")
+            if let (Some(what), None) = (pass.needs_calibration(), &self.data.calibration) {
+                return Err(Error::usage("RECIPE-CALIBRATION", format!("{what} needs calibration data"))
                     .field(format!("{place}: data.calibration"))
                     .hint("name some, such as calibration = \"digits:train#0..256\""));
             }

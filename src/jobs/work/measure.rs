@@ -62,6 +62,29 @@ pub(super) struct Interleaved<'a> {
 /// another model stands in its measurement.
 pub(super) fn interleaved(ctx: &Context<'_>, library: &Library, what: &Interleaved<'_>) -> Result<()> {
     let _alone = ctx.begin(Activity::Measuring)?;
+    let (variants, options) = prepared(ctx, library, what)?;
+    let one = [1];
+    for &threads in if what.threads.is_empty() { &one } else { what.threads } {
+        if what.threads.len() > 1 {
+            ctx.monitor.log(Level::Info, &format!("measuring with {threads} threads"));
+        }
+        let options = MeasureOptions { threads, ..options.clone() };
+        for row in compare_variants(&variants, &options, ctx.monitor)? {
+            for failure in &row.failures {
+                ctx.monitor.log(Level::Warning, &format!("{}: {failure}", row.variant));
+            }
+            ctx.monitor.measurement(row)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is known of the models before they run, and the options of measuring them on one thread.
+pub(super) fn prepared(
+    ctx: &Context<'_>,
+    library: &Library,
+    what: &Interleaved<'_>,
+) -> Result<(Vec<VariantSpec>, MeasureOptions)> {
     ctx.monitor.phase("look at the models", None);
     let mut variants = Vec::with_capacity(what.models.len());
     let mut summaries = Vec::new();
@@ -87,28 +110,15 @@ pub(super) fn interleaved(ctx: &Context<'_>, library: &Library, what: &Interleav
     for line in stated {
         ctx.monitor.log(Level::Info, &line);
     }
-    let one = [1];
-    for &threads in if what.threads.is_empty() { &one } else { what.threads } {
-        if what.threads.len() > 1 {
-            ctx.monitor.log(Level::Info, &format!("measuring with {threads} threads"));
-        }
-        let options = MeasureOptions {
-            threads,
-            seconds: what.sampling.seconds.unwrap_or(defaults.seconds),
-            rounds: what.sampling.rounds.unwrap_or(defaults.rounds),
-            shapes: shapes.clone(),
-            dimensions: dimensions(&summaries),
-            eval: what.data.map(String::from),
-            ..defaults.clone()
-        };
-        for row in compare_variants(&variants, &options, ctx.monitor)? {
-            for failure in &row.failures {
-                ctx.monitor.log(Level::Warning, &format!("{}: {failure}", row.variant));
-            }
-            ctx.monitor.measurement(row)?;
-        }
-    }
-    Ok(())
+    let options = MeasureOptions {
+        seconds: what.sampling.seconds.unwrap_or(defaults.seconds),
+        rounds: what.sampling.rounds.unwrap_or(defaults.rounds),
+        shapes,
+        dimensions: dimensions(&summaries),
+        eval: what.data.map(String::from),
+        ..defaults
+    };
+    Ok((variants, options))
 }
 
 fn facts(summary: &Summary, path: &Path) -> Facts {

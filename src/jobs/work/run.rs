@@ -5,6 +5,7 @@
 mod afford;
 mod keep;
 mod resolved;
+mod stopwatch;
 
 use super::measure::{self, Interleaved};
 use super::{Activity, Context, Work};
@@ -27,7 +28,9 @@ use resolved::Resolved;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
+use stopwatch::Stopwatch;
 
 /// The graph in a checkpoint.
 const MODEL: &str = "model.onnx";
@@ -85,6 +88,13 @@ impl Work for Run {
         let first = usize::try_from(ctx.first_step()).unwrap_or(usize::MAX);
         for (index, step) in recipe.steps.iter().enumerate().skip(first) {
             let inside = Inside::of(ctx, index as u64)?;
+            let watch = OnceLock::new();
+            let latency = |pruned: &Graph| -> Result<f64> {
+                if watch.get().is_none() {
+                    let _ = watch.set(Stopwatch::of(ctx, &graph, recipe.threads.unwrap_or(1))?);
+                }
+                watch.get().map_or(Ok(1.0), |w| w.part(pruned))
+            };
             let mut room = Ctx {
                 monitor: ctx.monitor,
                 seed: recipe.seed,
@@ -92,7 +102,7 @@ impl Work for Run {
                 calibration: calibration.as_ref(),
                 train: train.as_ref(),
                 keep: Some(&inside),
-                latency: None,
+                latency: Some(&latency),
             };
             let dir = pool.install(|| compute(ctx, index, step, &graph, &mut room));
             let dir = dir.map_err(|e| e.file(&model))?;
@@ -181,7 +191,8 @@ fn compute(
     let number = index as u64;
     let pass = passes::by_name(&step.pass, &step.settings).map_err(|e| e.field(format!("step[{index}]")))?;
     ctx.monitor.set_step(number);
-    let _computing = ctx.begin(Activity::Computing)?;
+    let activity = if pass.measures() { Activity::Measuring } else { Activity::Computing };
+    let _busy = ctx.begin(activity)?;
     ctx.monitor.phase(pass.name(), None);
     pass.check(graph, room)?;
     let estimate = pass.estimate(graph);

@@ -1,6 +1,7 @@
 //! The criteria by which units are ranked, and how scores are read.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// What makes a unit unimportant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -39,6 +40,12 @@ pub(super) enum Family {
     Activation,
     Gradient,
     Random,
+}
+
+impl fmt::Display for Criterion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Criterion::NAMES.iter().find(|(_, c)| c == self).map_or("", |(n, _)| n))
+    }
 }
 
 impl Criterion {

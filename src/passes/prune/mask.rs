@@ -61,7 +61,7 @@ pub fn mask(graph: &Graph, decision: &Decision) -> Result<Graph> {
     edit.commit()
 }
 
-fn zeroed(tensor: &Tensor, axis: usize, gone: &[bool]) -> Result<Tensor> {
+pub(super) fn zeroed(tensor: &Tensor, axis: usize, gone: &[bool]) -> Result<Tensor> {
     fn go<T: Default + Clone>(v: &mut [T], inner: usize, gone: &[bool]) {
         for (i, line) in v.chunks_mut(inner.max(1)).enumerate() {
             if gone[i % gone.len()] {

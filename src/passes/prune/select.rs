@@ -2,6 +2,7 @@
 //! where two groups cut one weight along two axes.
 
 use super::criterion::Normalize;
+use super::sensitivity::Curve;
 use super::{Room, Scope, Settings};
 use crate::error::{Error, Result};
 use crate::graph::constants::Constants;
@@ -190,7 +191,11 @@ struct Walk<'a> {
     scores: Vec<f64>,
     kept: usize,
     key: f64,
+    curve: Option<&'a Curve>,
 }
+
+/// The curve of a group that was not looked at.
+static FLAT: Curve = Curve { points: Vec::new() };
 
 impl Walk<'_> {
     /// `cost` is the number of parameters that leave with the first unit.
@@ -205,17 +210,23 @@ impl Walk<'_> {
         };
         let relative = |u: &usize| if whole > 0.0 { scores[*u] / whole } else { 0.0 };
         let scores = order.iter().map(relative).collect();
-        Walk { candidate, order, scores, kept: candidate.units, key: 0.0 }
+        Walk { candidate, order, scores, kept: candidate.units, key: 0.0, curve: None }
     }
 
-    /// Rank of the next step down: the mean score of the units that it takes (never below that of an
+    /// Rank of the next step down: the rise of the loss for a parameter of the `gain`, the mean score of the units that it takes (never below that of an
     /// earlier step), or the part of the group that is gone after it.
-    fn next(&mut self, scope: Scope) -> Option<f64> {
+    fn next(&mut self, scope: Scope, bounds: &Bounds) -> Option<f64> {
         let next = self.candidate.below(self.kept)?;
+        let part = |kept: usize| 1.0 - kept as f64 / self.candidate.units as f64;
         let gone = self.candidate.units - self.kept..self.candidate.units - next;
         let key = match scope {
             Scope::Global => self.scores[gone.clone()].iter().sum::<f64>() / gone.len() as f64,
-            Scope::Layer => gone.end as f64 / self.candidate.units as f64,
+            Scope::Layer => part(next),
+            Scope::Sensitivity => {
+                let curve = self.curve.unwrap_or(&FLAT);
+                let gain = bounds.gain(self.candidate.group, self.kept - next).max(1) as f64;
+                (curve.at(part(next)) - curve.at(part(self.kept))) / gain
+            }
         };
         self.key = self.key.max(key);
         Some(self.key)
@@ -230,6 +241,7 @@ pub(super) fn select(
     room: &Room,
     scores: &[Option<Vec<f64>>],
     settings: &Settings,
+    curves: &[Curve],
     fixed: &BTreeMap<usize, usize>,
     target: u64,
 ) -> (Vec<bool>, u64) {
@@ -239,7 +251,8 @@ pub(super) fn select(
     let mut walks = Vec::with_capacity(room.candidates.len());
     for c in &room.candidates {
         let of_group = scores[c.group].as_deref().unwrap_or_default();
-        walks.push(Walk::of(c, of_group, normalize, bounds.gain(c.group, 1)));
+        let curve = curves.get(walks.len());
+        walks.push(Walk { curve, ..Walk::of(c, of_group, normalize, bounds.gain(c.group, 1)) });
     }
     let mut queue: BTreeSet<(Key, usize)> = BTreeSet::new();
     let mut settled = 0;
@@ -249,7 +262,7 @@ pub(super) fn select(
             walk.kept = *kept;
             continue;
         }
-        queue.extend(walk.next(scope).map(|key| (Key(key), i)));
+        queue.extend(walk.next(scope, &bounds).map(|key| (Key(key), i)));
     }
     let mut removed = 0;
     let mut too_large: BTreeSet<(u64, Reverse<usize>)> = BTreeSet::new();
@@ -268,7 +281,7 @@ pub(super) fn select(
         bounds.take(walk.candidate.group, walk.kept - next);
         walk.kept = next;
         removed += gain;
-        queue.extend(walk.next(scope).map(|key| (Key(key), i)));
+        queue.extend(walk.next(scope, &bounds).map(|key| (Key(key), i)));
     }
     if removed == 0
         && target > 0

@@ -17,6 +17,9 @@ pub enum Scope {
     Global,
     /// The units of each group; every group loses the same part.
     Layer,
+    /// All units of the graph, group by group where the loss rises least for a parameter, by curves that
+    /// are measured on the data.
+    Sensitivity,
 }
 
 /// What `ratio` is a part of.
@@ -79,6 +82,8 @@ pub struct Settings {
     pub samples: usize,
     /// Rows at once; 0 leaves it to the data.
     pub batch: usize,
+    /// Most rows that a point of a sensitivity curve looks at.
+    pub sensitivity_samples: usize,
 }
 
 impl Default for Settings {
@@ -103,6 +108,7 @@ impl Default for Settings {
             ridge: 0.01,
             samples: 128,
             batch: 0,
+            sensitivity_samples: 8,
         }
     }
 }

@@ -56,6 +56,9 @@ const MEASURED: usize = 6;
 const NEAR: f64 = 0.003;
 const NEAR_MEASURED: f64 = 0.02;
 
+/// Under which name the parameters that a latency asks for are settled.
+const SETTLED: &str = "parameters";
+
 /// Finds the decision whose model has at most `part` of the original's figure and removes as little as
 /// possible for that. `cut` decides for a number of parameters.
 ///
@@ -83,6 +86,10 @@ pub(super) fn search(
             _ => Ok(size(&pruned, figure)? / size(graph, figure)?.max(1.0)),
         }
     };
+    let keep = ctx.keep.filter(|_| figure == Figure::Latency);
+    if let Some(parameters) = keep.map(|k| k.settled(SETTLED)).transpose()?.flatten() {
+        return Ok(cut(parameters as u64));
+    }
     let (tries, near) = match figure {
         Figure::Latency => (MEASURED, NEAR_MEASURED),
         _ => (TRIES, NEAR),
@@ -90,7 +97,7 @@ pub(super) fn search(
     ctx.monitor.phase("prune: find how much must leave", Some(tries as u64));
     let most = room.bounds.at_most(&room.candidates);
     let (mut low, mut high) = (0u64, most);
-    let mut best: Option<(f64, Decision)> = None;
+    let mut best: Option<(f64, u64, Decision)> = None;
     let mut lowest = f64::INFINITY;
     let mut next = (most as f64 * (1.0 - part)).round() as u64;
     for tried in 0..tries {
@@ -101,7 +108,7 @@ pub(super) fn search(
         lowest = lowest.min(now);
         if now <= part {
             high = next;
-            best = Some((now, decision));
+            best = Some((now, next, decision));
             if part - now <= near {
                 break;
             }
@@ -114,7 +121,10 @@ pub(super) fn search(
         // The figure falls about evenly with what leaves; the middle keeps the search honest.
         next = if tried == 0 && best.is_none() { most } else { low + (high - low) / 2 };
     }
-    best.map(|(_, decision)| decision).ok_or_else(|| {
+    if let (Some(keep), Some((_, parameters, _))) = (keep, &best) {
+        keep.settle(SETTLED, *parameters as f64)?;
+    }
+    best.map(|(.., decision)| decision).ok_or_else(|| {
         Error::usage("PRUNE-TARGET", "the model cannot be brought so low by pruning")
             .field("step.target")
             .found(part)

@@ -1,6 +1,6 @@
 //! Checkpoints inside a step, beside those of whole steps. They go once the step is whole.
 
-use super::Context;
+use super::{Context, resolved};
 use crate::error::{Error, Result};
 use crate::jobs::checkpoint::Checkpoints;
 use crate::monitor::{Level, Monitor};
@@ -12,12 +12,15 @@ use std::path::{Path, PathBuf};
 pub(super) struct Inside<'a> {
     checkpoints: Checkpoints,
     monitor: &'a dyn Monitor,
+    job: &'a Path,
+    step: u64,
 }
 
 impl<'a> Inside<'a> {
     /// Of the step with this number.
     pub(super) fn of(ctx: &Context<'a>, step: u64) -> Result<Inside<'a>> {
-        Ok(Inside { checkpoints: ctx.checkpoints.inside(step)?, monitor: ctx.monitor })
+        let checkpoints = ctx.checkpoints.inside(step)?;
+        Ok(Inside { checkpoints, monitor: ctx.monitor, job: &ctx.job.dir, step })
     }
 
     /// Removes all; what stays behind is never read again.
@@ -36,5 +39,13 @@ impl Keep for Inside<'_> {
     fn newest(&self) -> Option<(u64, PathBuf)> {
         let found = self.checkpoints.newest_valid(|w| self.monitor.log(Level::Warning, &w))?;
         Some((found.step, found.dir))
+    }
+
+    fn settled(&self, name: &str) -> Result<Option<f64>> {
+        resolved::settled(self.job, &format!("{}.{name}", self.step))
+    }
+
+    fn settle(&self, name: &str, value: f64) -> Result<()> {
+        resolved::settle(self.job, &format!("{}.{name}", self.step), value)
     }
 }

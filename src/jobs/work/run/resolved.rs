@@ -40,8 +40,26 @@ pub(super) struct Resolved {
     /// Digests of the model's external data files.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     external_sha256: BTreeMap<String, String>,
+    /// Numbers that steps settled by measuring, by `STEP.NAME`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    settled: BTreeMap<String, f64>,
     /// The recipe.
     recipe: Recipe,
+}
+
+const FILE: &str = "resolved.toml";
+
+/// A number that a step settled at an earlier start.
+pub(super) fn settled(job: &Path, name: &str) -> Result<Option<f64>> {
+    Ok(Resolved::load(&job.join(FILE))?.settled.get(name).copied())
+}
+
+/// Adds a number that a step settled.
+pub(super) fn settle(job: &Path, name: &str, value: f64) -> Result<()> {
+    let path = job.join(FILE);
+    let mut resolved = Resolved::load(&path)?;
+    resolved.settled.insert(name.into(), value);
+    resolved.save(&path)
 }
 
 impl Resolved {
@@ -66,9 +84,10 @@ impl Resolved {
             calibration_sha256: calibration.map(|c| c.hash().to_string()),
             train_sha256: train.map(|c| c.hash().to_string()),
             external_sha256: external(facts, ctx.monitor)?,
+            settled: BTreeMap::new(),
             recipe: recipe.clone(),
         };
-        let path = ctx.job.dir.join("resolved.toml");
+        let path = ctx.job.dir.join(FILE);
         if path.exists() {
             let before = Resolved::load(&path)?;
             before.agree(&now, &path)?;
@@ -84,10 +103,14 @@ impl Resolved {
             }
             return Ok(before);
         }
-        let text = toml::to_string_pretty(&now)
-            .map_err(|e| Error::internal("RESOLVED", format!("cannot be written: {e}")).file(&path))?;
-        save::bytes(&path, text.as_bytes())?;
+        now.save(&path)?;
         Ok(now)
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        let text = toml::to_string_pretty(self)
+            .map_err(|e| Error::internal("RESOLVED", format!("cannot be written: {e}")).file(path))?;
+        save::bytes(path, text.as_bytes())
     }
 
     fn load(path: &Path) -> Result<Resolved> {
