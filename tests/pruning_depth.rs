@@ -6,6 +6,7 @@ use crate::transformer::{Decoder, Encoder, Net, Noise};
 use std::path::Path;
 use tinsmith::analysis;
 use tinsmith::evaluate::parity::parity;
+use tinsmith::evaluate::samples::{Batch, Samples};
 use tinsmith::execute::Executor;
 use tinsmith::formats;
 use tinsmith::graph::{Edit, Graph, Node, Type, ValueId};
@@ -378,8 +379,9 @@ fn agrees_on_runtime(graph: &Graph, inputs: &Named, wanted: &Named) {
     assert!(apart < 1e-4, "{apart:e}");
 }
 
-fn feed(batches: Vec<Named>) -> impl Fn(&mut tinsmith::passes::Sink<'_>) -> tinsmith::error::Result<()> {
-    move |sink| batches.iter().try_for_each(|b| sink(b))
+fn feed(batches: Vec<Named>) -> Samples {
+    let batch = |inputs| Batch { inputs, ..Batch::default() };
+    Samples::given(batches.into_iter().map(batch).collect())
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 use super::{Block, Kind};
 use crate::error::{Error, Result};
+use crate::evaluate::samples::Samples;
 use crate::execute::{Executor, Overrides};
 use crate::graph::{Graph, ValueId};
 use crate::monitor::Monitor;
-use crate::passes::Feed;
 use crate::tensor::{Tensor, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,11 +18,11 @@ const MASK: &str = "attention_mask";
 /// `attention_mask` rules out do not count. 0 where a block does nothing, at most 2.
 ///
 /// # Errors
-/// Those of running the graph and of `feed`; `Invalid` where there is no data or a value is not finite.
+/// Those of running the graph and of `data`; `Invalid` where there is no data or a value is not finite.
 pub fn influences(
     graph: &Graph,
     blocks: &[Block],
-    feed: &Feed<'_>,
+    data: &Samples,
     monitor: &dyn Monitor,
 ) -> Result<Vec<f64>> {
     let executor = Executor::new(graph)?;
@@ -31,8 +31,9 @@ pub fn influences(
     let mut sums = vec![Mean::default(); blocks.len()];
     let mut batches = 0;
     monitor.phase("prune: influence of blocks", None);
-    feed(&mut |batch| {
+    for batch in data.batches(0) {
         monitor.check()?;
+        let batch = &batch?.inputs;
         let mask = match batch.iter().find(|(name, _)| name == MASK) {
             Some((_, t)) if t.shape().len() == 2 => Some((t.shape()[1], t.to_i64s()?)),
             _ => None,
@@ -75,8 +76,7 @@ pub fn influences(
         executor.run_tapped(batch, &none, &mut see)?;
         batches += 1;
         monitor.progress(batches);
-        Ok(())
-    })?;
+    }
     if let Some(b) = sums.iter().position(|s| s.tokens == 0) {
         return Err(Error::invalid("PRUNE-DEPTH-DATA", "no token passes a block")
             .field(format!("block {b}"))
