@@ -124,6 +124,29 @@ impl Samples {
         })
     }
 
+    /// The same rows for a graph that was made from the one they were bound to: its inputs may be fewer or
+    /// of other sizes, such as the caches of heads that are gone.
+    pub fn rebound(&self, graph: &Graph) -> Result<Samples> {
+        let mut rebound = self.clone();
+        match &mut rebound.rows {
+            Rows::Numbers { input, form, .. } => (*input, *form) = form::only_input(graph)?,
+            Rows::Texts { ports, .. } => *ports = runner::ports(graph)?,
+            Rows::Given(_) => {}
+        }
+        Ok(rebound)
+    }
+
+    /// The first `rows` of them.
+    pub fn first(&self, rows: usize) -> Samples {
+        let mut first = self.clone();
+        match &mut first.rows {
+            Rows::Numbers { data, .. } => data.keep_first(rows),
+            Rows::Texts { tokens, .. } => tokens.keep_first(rows),
+            Rows::Given(batches) => batches.truncate(rows),
+        }
+        first
+    }
+
     /// Rows.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {

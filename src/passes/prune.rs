@@ -4,8 +4,9 @@
 //! units, [`mask()`] zeroes them and keeps all shapes, so that one can be held against the other.
 //! Scores come from weights, from what flows through the model on data, or from the slope of a loss.
 
-pub mod depth;
+mod blocks;
 mod criterion;
+pub mod depth;
 mod importance;
 mod mask;
 mod repair;
@@ -33,6 +34,7 @@ use crate::graph::coupling::{self, Coupled, Group};
 use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
 use crate::units::Bytes;
+use criterion::Family;
 use importance::Source;
 use select::{Bounds, Candidate};
 
@@ -319,7 +321,7 @@ fn tell(graph: &Graph, decision: &Decision, report: &mut PassReport) {
     }
 }
 
-fn facts_of(report: &mut PassReport, before: &Summary, after: &Summary, decision: &Decision) {
+fn facts_of(report: &mut PassReport, before: &Summary, after: &Summary) {
     let mut set = |key: &str, value: f64| report.facts.insert(key.into(), value);
     set("parameters_before", before.parameters as f64);
     set("parameters_after", after.parameters as f64);
@@ -327,16 +329,32 @@ fn facts_of(report: &mut PassReport, before: &Summary, after: &Summary, decision
     set("macs_after", after.macs as f64);
     set("weight_bytes_before", before.weight_bytes as f64);
     set("weight_bytes_after", after.weight_bytes as f64);
-    set("prunable_parameters", decision.prunable_parameters as f64);
-    set("removed_parameters", decision.removed_parameters as f64);
-    set("ratio", decision.removed_parameters as f64 / decision.whole_parameters.max(1) as f64);
-    set("units_removed", decision.leaves.iter().filter(|l| **l).count() as f64);
 }
 
 /// Bytes of moments that a repair may hold at once where the job states no cap.
 const MOMENTS: u64 = 1 << 30;
 
 impl Prune {
+    /// Without the units that matter least, repaired where asked for.
+    fn units(&self, graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<Graph> {
+        let decision = decide_with(graph, &self.settings, ctx)?;
+        ctx.monitor.check()?;
+        let mut pruned = slice(graph, &decision)?;
+        tell(graph, &decision, report);
+        report.groups = report::groups(graph, &decision);
+        let facts = [
+            ("prunable_parameters", decision.prunable_parameters as f64),
+            ("removed_parameters", decision.removed_parameters as f64),
+            ("ratio", decision.removed_parameters as f64 / decision.whole_parameters.max(1) as f64),
+            ("units_removed", decision.leaves.iter().filter(|l| **l).count() as f64),
+        ];
+        report.facts.extend(facts.map(|(name, value)| (name.to_string(), value)));
+        if self.settings.repair != Repair::None {
+            pruned = self.repaired(graph, &decision, pruned, ctx, report)?;
+        }
+        Ok(pruned)
+    }
+
     fn repaired(
         &self,
         graph: &Graph,
@@ -378,6 +396,9 @@ impl Pass for Prune {
         if self.needs_calibration().is_some() {
             importance::data(ctx.calibration)?;
         }
+        if self.settings.criterion.family() == Family::Blocks {
+            return blocks::found(graph, &self.settings).map(drop);
+        }
         Room::of(graph, &graph.infer(&|_| None)?, &self.settings).map(|_| ())
     }
 
@@ -392,19 +413,15 @@ impl Pass for Prune {
     }
 
     fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {
-        let decision = decide_with(graph, &self.settings, ctx)?;
-        ctx.monitor.check()?;
-        let mut pruned = slice(graph, &decision)?;
         let mut report = PassReport::new("prune");
-        tell(graph, &decision, &mut report);
-        report.groups = report::groups(graph, &decision);
-        if self.settings.repair != Repair::None {
-            pruned = self.repaired(graph, &decision, pruned, ctx, &mut report)?;
-        }
+        let pruned = match self.settings.criterion.family() {
+            Family::Blocks => blocks::cut(graph, &self.settings, ctx, &mut report)?,
+            _ => self.units(graph, ctx, &mut report)?,
+        };
         let options = analysis::Options::default();
         let (before, after) =
             (analysis::summarize(graph, &options)?, analysis::summarize(&pruned, &options)?);
-        facts_of(&mut report, &before, &after, &decision);
+        facts_of(&mut report, &before, &after);
         Ok((pruned, report))
     }
 }

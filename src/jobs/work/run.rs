@@ -95,6 +95,8 @@ impl Work for Run {
                 }
                 watch.get().map_or(Ok(1.0), |w| w.part(pruned))
             };
+            let rebound = |data: &Option<Samples>| data.as_ref().map(|d| d.rebound(&graph)).transpose();
+            let (calibration, train) = (rebound(&calibration)?, rebound(&train)?);
             let mut room = Ctx {
                 monitor: ctx.monitor,
                 seed: recipe.seed,

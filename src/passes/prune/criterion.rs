@@ -29,6 +29,10 @@ pub enum Criterion {
     Wanda,
     /// L2 norm over rows of the mean magnitude within a row (Minitron, arXiv 2407.14679).
     Minitron,
+    /// Of whole blocks: one minus the mean cosine of what enters and leaves (ShortGPT, arXiv 2403.03853).
+    BlockInfluence,
+    /// Of whole blocks: the loss without them (BlockPruner, arXiv 2406.10594).
+    LossOnRemoval,
     /// A drawn number: what every other criterion has to beat.
     Random,
 }
@@ -39,6 +43,8 @@ pub(super) enum Family {
     Magnitude,
     Activation,
     Gradient,
+    /// Of blocks, not of units.
+    Blocks,
     Random,
 }
 
@@ -50,7 +56,7 @@ impl fmt::Display for Criterion {
 
 impl Criterion {
     /// All, by name.
-    pub const NAMES: [(&str, Criterion); 11] = [
+    pub const NAMES: [(&str, Criterion); 13] = [
         ("l1", Criterion::L1),
         ("l2", Criterion::L2),
         ("taylor", Criterion::Taylor),
@@ -61,6 +67,8 @@ impl Criterion {
         ("flap", Criterion::Flap),
         ("wanda", Criterion::Wanda),
         ("minitron", Criterion::Minitron),
+        ("block-influence", Criterion::BlockInfluence),
+        ("loss-on-removal", Criterion::LossOnRemoval),
         ("random", Criterion::Random),
     ];
 
@@ -68,6 +76,7 @@ impl Criterion {
         match self {
             Criterion::L1 | Criterion::L2 => Family::Magnitude,
             Criterion::Taylor | Criterion::LlmPruner | Criterion::Obd => Family::Gradient,
+            Criterion::BlockInfluence | Criterion::LossOnRemoval => Family::Blocks,
             Criterion::Random => Family::Random,
             _ => Family::Activation,
         }
@@ -75,7 +84,7 @@ impl Criterion {
 
     /// Whether it looks at data.
     pub fn needs_data(self) -> bool {
-        matches!(self.family(), Family::Activation | Family::Gradient)
+        matches!(self.family(), Family::Activation | Family::Gradient | Family::Blocks)
     }
 
     /// How scores of different groups are made comparable where the settings do not say. Changes of the

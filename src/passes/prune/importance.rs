@@ -44,6 +44,9 @@ pub(super) fn scores(source: &Source<'_>, criterion: Criterion) -> Result<Vec<Op
         Family::Magnitude => magnitude::scores(source, criterion)?,
         Family::Activation => activation::scores(source, criterion)?,
         Family::Gradient => gradient::scores(source, criterion)?,
+        Family::Blocks => {
+            return Err(Error::internal("PRUNE-BLOCKS", "blocks are not scored as units are"));
+        }
         Family::Random => {
             let mut rng = ChaCha8Rng::seed_from_u64(source.seed);
             (0..source.coupled.units()).map(|_| rng.random::<f64>()).collect()

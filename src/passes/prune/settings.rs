@@ -1,6 +1,7 @@
 //! Settings of the pass, as a recipe's step has them.
 
-use super::criterion::{Criterion, Form, Normalize, Power, Slope};
+use super::criterion::{Criterion, Family, Form, Normalize, Power, Slope};
+use super::depth::Unit;
 use super::repair::Repair;
 use super::target::Target;
 use crate::error::{Error, Result};
@@ -74,6 +75,8 @@ pub struct Settings {
     /// How scores of different groups are made comparable; the criterion's own way where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<Normalize>,
+    /// What leaves at once, by criteria of blocks.
+    pub unit: Unit,
     /// How what is left makes up for what was taken.
     pub repair: Repair,
     /// Penalty of `repair = "ridge"` on changes, relative to the mean square of what the product reads.
@@ -104,6 +107,7 @@ impl Default for Settings {
             power: Power::default(),
             slope: Slope::default(),
             normalize: None,
+            unit: Unit::default(),
             repair: Repair::default(),
             ridge: 0.01,
             samples: 128,
@@ -147,6 +151,10 @@ impl Settings {
         if !(0.0..1.0).contains(&self.min_keep) {
             let what = "the part of the units to keep is out of range";
             return refuse("min_keep", what, self.min_keep.to_string(), "from 0, below 1");
+        }
+        if self.criterion.family() == Family::Blocks && self.repair != Repair::None {
+            let what = "what is left of whole blocks has nothing to repair";
+            return refuse("repair", what, format!("{:?}", self.repair).to_lowercase(), "none");
         }
         if !(self.ridge >= 0.0 && self.ridge.is_finite()) {
             return refuse("ridge", "the penalty is out of range", self.ridge.to_string(), "0 or more");

@@ -75,14 +75,7 @@ pub(super) fn search(
         ctx.monitor.check()?;
         let pruned = slice(graph, decision)?;
         match figure {
-            Figure::Latency => {
-                let meter = ctx.latency.ok_or_else(|| {
-                    Error::unsupported("PRUNE-LATENCY", "latency cannot be measured here")
-                        .field("step.target.latency")
-                        .hint("run the recipe as a job, or state target = { macs = .. }")
-                })?;
-                meter(&pruned)
-            }
+            Figure::Latency => ctx.latency.ok_or_else(no_meter)?(&pruned),
             _ => Ok(size(&pruned, figure)? / size(graph, figure)?.max(1.0)),
         }
     };
@@ -133,7 +126,14 @@ pub(super) fn search(
     })
 }
 
-fn size(graph: &Graph, figure: Figure) -> Result<f64> {
+/// The error where nobody measures.
+pub(super) fn no_meter() -> Error {
+    Error::unsupported("PRUNE-LATENCY", "latency cannot be measured here")
+        .field("step.target.latency")
+        .hint("run the recipe as a job, or state target = { macs = .. }")
+}
+
+pub(super) fn size(graph: &Graph, figure: Figure) -> Result<f64> {
     let summary = analysis::summarize(graph, &Options::default())?;
     Ok(match figure {
         Figure::Parameters => summary.parameters,
