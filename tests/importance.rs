@@ -295,18 +295,20 @@ fn ridge_brings_back_what_other_units_tell() {
         (0..8).for_each(|j| layers.up[i * HIDDEN + 8 + j] = layers.up[i * HIDDEN + j]);
     }
     (0..8).for_each(|j| layers.up_bias[8 + j] = layers.up_bias[j]);
-    // Their weights are small, so that magnitude takes all of them.
-    layers.down[8 * OUT..].iter_mut().for_each(|w| *w *= 0.5);
+    // A tenth of what the others give, so that one of a pair is never as cheap as the other.
+    for i in 0..8 * OUT {
+        layers.down[8 * OUT + i] = 0.1 * layers.down[i];
+    }
     for bias in [true, false] {
         let graph = layers.graph(bias);
         let data = samples(false);
-        let text = "ratio = 0.5\ncriterion = \"wanda\"";
+        let text = "ratio = 0.2\ncriterion = \"wanda\"";
         let (plain, _) = pruned(&graph, text, &data);
-        let (repaired, told) = pruned(&graph, &format!("{text}\nrepair = \"ridge\"\nridge = 1e-9"), &data);
+        let (repaired, told) = pruned(&graph, &format!("{text}\nrepair = \"ridge\"\nridge = 1e-5"), &data);
         let fresh = rows(50, 999);
         let (before, after) = (error(&graph, &plain, &fresh), error(&graph, &repaired, &fresh));
-        assert!(before > 0.05, "the cut does nothing: {before}");
-        assert!(after < 1e-3, "bias {bias}: {before} -> {after}");
+        assert!(before > 0.005, "the cut does nothing: {before}");
+        assert!(after < 0.01 * before, "bias {bias}: {before} -> {after}");
         assert_eq!(told.len(), 1, "{told:?}");
     }
 }
@@ -346,7 +348,9 @@ fn convolutions() -> Graph {
     let mut first = noise(21, 4 * 2 * 9);
     first.extend(first.clone());
     let mut second = noise(22, 3 * 8 * 9);
-    (0..3).for_each(|o| second[o * 72 + 36..(o + 1) * 72].iter_mut().for_each(|w| *w *= 0.5));
+    for o in 0..3 {
+        (0..36).for_each(|i| second[o * 72 + 36 + i] = 0.5 * second[o * 72 + i]);
+    }
     let w1 = edit.add_initializer("w1", Tensor::from_vec(vec![8, 2, 3, 3], first).unwrap());
     let w2 = edit.add_initializer("w2", Tensor::from_vec(vec![3, 8, 3, 3], second).unwrap());
     let pads = || Attributes::new().with("pads", tinsmith::ops::Attr::Ints(vec![1, 1, 1, 1]));
@@ -364,11 +368,11 @@ fn ridge_repairs_convolutions_over_their_taps() {
         |seed| vec![("x".to_string(), Tensor::from_vec(vec![2, 2, 7, 6], noise(seed, 168)).unwrap())];
     let batch = |i: u64| Batch { inputs: picture(30 + i), targets: Targets::None, rows: 2, tokens: 2 };
     let data = Samples::given((0..8).map(batch).collect());
-    let text = "ratio = 0.5\ncriterion = \"wanda\"";
+    let text = "ratio = 0.2\ncriterion = \"wanda\"";
     let (plain, _) = pruned(&graph, text, &data);
-    let (repaired, _) = pruned(&graph, &format!("{text}\nrepair = \"ridge\"\nridge = 1e-9"), &data);
+    let (repaired, told) = pruned(&graph, &format!("{text}\nrepair = \"ridge\"\nridge = 1e-5"), &data);
     let (before, after) = (error(&graph, &plain, &picture(77)), error(&graph, &repaired, &picture(77)));
-    assert!(before > 0.05 && after < 1e-3, "{before} -> {after}");
+    assert!(before > 0.01 && after < 0.01 * before, "{before} -> {after}, {told:?}");
 }
 
 #[test]
@@ -395,7 +399,7 @@ fn what_is_missing_or_damaged_is_named() {
         assert_eq!(e.kind().exit_code(), 3, "{criterion}: {e}");
     }
     for (text, field) in
-        [("ridge = -1.0", "ridge"), ("ratio = 1.0", "ratio"), ("criterion = \"best\"", "criterion")]
+        [("ratio = 0.1\nridge = -1.0", "ridge"), ("ratio = 1.0", "ratio"), ("criterion = \"best\"", "best")]
     {
         let table: toml::Table = toml::from_str(text).unwrap();
         let e = by_name("prune", &table).err().unwrap_or_else(|| panic!("{text} is refused"));

@@ -623,6 +623,7 @@ fn drawn(graph: &Graph, random: &mut Random, cuts: &dyn Fn(&Group) -> bool) -> D
         coupled,
         leaves,
         scores: vec![None; groups],
+        curves: vec![None; groups],
         stays: vec![None; groups],
         prunable_parameters: 0,
         whole_parameters: 0,

@@ -5,6 +5,7 @@ use crate::cache;
 use crate::transformer::{Decoder, Encoder, Noise};
 use std::collections::BTreeMap;
 use tinsmith::evaluate::parity::parity;
+use tinsmith::evaluate::samples::{Batch, Samples};
 use tinsmith::execute::Executor;
 use tinsmith::formats;
 use tinsmith::graph::Graph;
@@ -271,7 +272,13 @@ fn a_sentence_encoder_shrinks() {
     a_fifth_leaves(&graph, "layer", "embeddings", &text);
     // Its layers are blocks too; each turns what passes it a little.
     let layers = depth::blocks(&graph, &graph.infer(&|_| None).unwrap(), depth::Unit::Layer);
-    let scores = depth::influences(&graph, &layers, &|sink| sink(&text(&graph)), &Silent).unwrap();
+    let scores = depth::influences(
+        &graph,
+        &layers,
+        &Samples::given(vec![Batch { inputs: text(&graph).to_vec(), ..Batch::default() }]),
+        &Silent,
+    )
+    .unwrap();
     println!("influence of the layers: {scores:.3?}");
     assert!(scores.len() == 6 && scores.iter().all(|s| *s > 0.001 && *s < 1.0));
     let short = depth::without(&graph, &layers, &[0, 3]).unwrap();

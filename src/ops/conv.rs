@@ -3,7 +3,8 @@
 use super::float::{self, Float, Scalar, real};
 use super::spatial::{self, AutoPad, Axis, Spatial, three};
 use super::{
-    Attr, Attributes, Contraction, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec, Vjp,
+    Attr, Attributes, Columns, Contraction, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec,
+    Vjp,
 };
 use crate::error::{Error, Result};
 use crate::kernels::conv::Conv as Kernel;
@@ -11,6 +12,9 @@ use crate::tensor::{DType, Value};
 use std::sync::Arc;
 
 const FLOATS: &[DType] = &[DType::F32, DType::F64, DType::F16, DType::BF16];
+
+/// Most elements that are unfolded at once.
+const COLUMNS: usize = 1 << 22;
 
 /// Claims of this family.
 pub const SPECS: &[Spec] = &[
@@ -233,6 +237,24 @@ impl Operator for Conv {
             output: 1,
             bias,
         })
+    }
+    fn unfold(&self, inputs: &[Option<&Value>], see: &mut Columns<'_>) -> Result<bool> {
+        let (x, w) = (super::input(inputs, 0)?.float()?, super::input(inputs, 1)?.float()?);
+        let shape = float::shapes(self, inputs)?.remove(0);
+        let kernel = self.kernel(x.dims(), w.dims(), &shape)?;
+        let data = float::elements::<f32>(x)?;
+        let (area, taps) = (kernel.area_out(), kernel.taps().max(1));
+        let tile = (COLUMNS / taps).clamp(1, area.max(1));
+        let mut columns = vec![0f32; taps * tile];
+        for (row, x) in data.chunks((kernel.inputs * kernel.area_in()).max(1)).enumerate() {
+            for from in (0..area).step_by(tile) {
+                let to = (from + tile).min(area);
+                let columns = &mut columns[..taps * (to - from)];
+                kernel.im2col(x, columns, from, to);
+                see(row, columns, to - from);
+            }
+        }
+        Ok(true)
     }
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();

@@ -1,3 +1,5 @@
+//! Gradients of objectives against finite differences, and the curvature of a reference.
+
 use super::*;
 
 fn float(shape: &[usize], v: &[f64]) -> Value {

@@ -1,3 +1,5 @@
+//! Data bound to graphs: shapes of batches, labels beside their rows, errors that name what is wrong.
+
 use super::*;
 use crate::graph::{Edit, Type};
 use crate::ops::{Attributes, Dim};

@@ -13,10 +13,12 @@ use crate::graph::constants::Constants;
 use crate::passes::{Ctx, PassReport};
 use crate::tensor::Value;
 
-/// What may leave, or why nothing can.
-pub(super) fn found(graph: &Graph, settings: &Settings) -> Result<Vec<Block>> {
+/// The graph with all sums spelled out, and what may leave of it; or why nothing can.
+pub(super) fn found(graph: &Graph, settings: &Settings) -> Result<(Graph, Vec<Block>)> {
+    // Sums that a runtime fused with norms are borders of blocks.
+    let graph = depth::spelled(graph)?;
     let facts = graph.infer(&|_| None)?;
-    let mut blocks = depth::blocks(graph, &facts, settings.unit);
+    let mut blocks = depth::blocks(&graph, &facts, settings.unit);
     let excluded = |b: &Block| {
         settings.exclude.iter().any(|pattern| b.labels.iter().any(|l| crate::passes::matches(pattern, l)))
     };
@@ -26,7 +28,7 @@ pub(super) fn found(graph: &Graph, settings: &Settings) -> Result<Vec<Block>> {
             .found(format!("{} residual blocks", blocks.len()))
             .hint("choose a criterion for channels and heads, such as l2"));
     }
-    Ok(blocks)
+    Ok((graph, blocks))
 }
 
 /// Scores by block, lowest leaves first.
@@ -93,13 +95,13 @@ pub(super) fn cut(
     ctx: &Ctx<'_>,
     report: &mut PassReport,
 ) -> Result<Graph> {
-    let blocks = found(graph, settings)?;
-    let scores = scores(graph, &blocks, settings, ctx)?;
+    let (graph, blocks) = &found(graph, settings)?;
+    let scores = scores(graph, blocks, settings, ctx)?;
     let mut order: Vec<usize> = (0..blocks.len()).collect();
     order.sort_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(a.cmp(b)));
     order.retain(|b| scores[*b].is_finite());
-    let chosen = enough(graph, settings, ctx, &blocks, &order)?;
-    let pruned = depth::without(graph, &blocks, &chosen)?;
+    let chosen = enough(graph, settings, ctx, blocks, &order)?;
+    let pruned = depth::without(graph, blocks, &chosen)?;
     for (b, block) in blocks.iter().enumerate() {
         let target = format!("{} {b}", block.kind);
         let first = block.labels.first().cloned().unwrap_or_default();

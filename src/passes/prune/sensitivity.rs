@@ -60,16 +60,7 @@ pub(super) fn curves(
     let task = source.slope != super::Slope::Reference && data.labelled();
     let objective = if task { Objective::Likelihood } else { Objective::Reference };
     let executor = Executor::new(source.graph)?;
-    let mut batches: Vec<Batch> = Vec::new();
-    let mut seen = 0;
-    for batch in data.batches(source.batch) {
-        if seen >= rows.max(1) {
-            break;
-        }
-        let batch = batch?;
-        seen += batch.rows;
-        batches.push(batch);
-    }
+    let batches = data.first(rows.max(1)).batches(source.batch).collect::<Result<Vec<Batch>>>()?;
     let none = Overrides::new();
     let stop = |_: ValueId, _: &Value| source.monitor.check();
     let outputs = |batch: &Batch, with: &Overrides| executor.run_tapped(&batch.inputs, with, &mut { stop });

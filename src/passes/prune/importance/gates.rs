@@ -88,11 +88,8 @@ pub(in crate::passes::prune) fn each_batch(
     let rows = if source.samples == 0 { data.len() } else { data.len().min(source.samples) };
     source.monitor.phase(phase, Some(rows as u64));
     let mut done = 0;
-    for batch in data.batches(source.batch) {
+    for batch in data.first(rows).batches(source.batch) {
         source.monitor.check()?;
-        if done >= rows {
-            break;
-        }
         let batch = batch?;
         each(&batch)?;
         done += batch.rows;

@@ -110,12 +110,20 @@ pub(super) fn gather(source: &Source<'_>, lost: &[Lost], repair: Repair) -> Resu
                             let op = graph.operator(*node)?;
                             let inputs = [Some(value), weights.get(node)];
                             let real = batch.rows;
-                            op.unfold(&inputs, &mut |row, columns, count| {
-                                if row < real {
-                                    moments.add(columns, count, true);
-                                }
-                            })
-                            .map_err(at)?;
+                            let unfolded = op
+                                .unfold(&inputs, &mut |row, columns, count| {
+                                    if row < real {
+                                        moments.add(columns, count, true);
+                                    }
+                                })
+                                .map_err(at)?;
+                            if !unfolded {
+                                return Err(Error::internal(
+                                    "REPAIR-UNFOLD",
+                                    "a convolution is not unfolded",
+                                )
+                                .node(graph.label(*node)));
+                            }
                         }
                     }
                 }
