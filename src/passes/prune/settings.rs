@@ -140,7 +140,7 @@ impl Settings {
                 return refuse("ratio", what, self.ratio.to_string(), "one of both");
             }
         }
-        for (name, ratio) in self.ratios.iter().filter(|(_, r)| !(0.0..1.0).contains(*r)) {
+        if let Some((name, ratio)) = self.ratios.iter().find(|(_, r)| !(0.0..1.0).contains(*r)) {
             let what = "the part of the units to remove is out of range";
             return refuse(&format!("ratios.{name}"), what, ratio.to_string(), "from 0, below 1");
         }
