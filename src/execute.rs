@@ -4,6 +4,7 @@
 pub mod backward;
 pub mod loss;
 pub mod optimizer;
+pub mod profile;
 pub mod train;
 
 pub use backward::{Gradient, Gradients, Sink, Tape};

@@ -1,6 +1,7 @@
 //! Hot numeric loops on slices. Slices enter and leave; no tensor, operator or graph is known here.
 //! Sizes are the caller's contract: every kernel asserts them before it touches memory.
 
+pub mod adam;
 pub mod analytic;
 pub mod attention;
 pub mod blocks;

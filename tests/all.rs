@@ -35,6 +35,8 @@ mod cli;
 
 #[path = "gradients_nn.rs"]
 mod gradients_nn;
+#[path = "gradients_models.rs"]
+mod gradients_models;
 #[path = "gradients_attention.rs"]
 mod gradients_attention;
 #[path = "gradients_pointwise.rs"]

@@ -12,7 +12,7 @@ use tinsmith::graph::Graph;
 use tinsmith::tensor::{DType, Tensor};
 
 /// Numbers in [-1, 1) from splitmix64, seeded with the FNV-1a hash of the name.
-fn uniform(name: &str, count: usize) -> Vec<f32> {
+pub(crate) fn uniform(name: &str, count: usize) -> Vec<f32> {
     let seed =
         name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
     (1..=count as u64)

@@ -140,7 +140,17 @@ impl Tape<'_> {
     /// value when its producer is reached; neither is held longer. An error of the sink stops the walk.
     /// A path that needs a gradient through an operator without one is an error that names the node.
     /// A wanted value that no path reaches is not handed over.
-    pub fn backward_into(mut self, seeds: Vec<(usize, Float)>, sink: &mut Sink<'_>) -> Result<()> {
+    pub fn backward_into(self, seeds: Vec<(usize, Float)>, sink: &mut Sink<'_>) -> Result<()> {
+        self.backward_watched(seeds, sink, &mut |_| {})
+    }
+
+    /// As [`Tape::backward_into`]; `watch` runs behind each node.
+    pub(super) fn backward_watched(
+        mut self,
+        seeds: Vec<(usize, Float)>,
+        sink: &mut Sink<'_>,
+        watch: &mut dyn FnMut(&Node),
+    ) -> Result<()> {
         let graph = self.executor.graph();
         let complete = self.complete_at();
         let mut grads: HashMap<ValueId, Sum> = HashMap::new();
@@ -180,6 +190,7 @@ impl Tape<'_> {
             for v in &complete[i] {
                 self.hand_over(*v, &mut grads, sink)?;
             }
+            watch(node);
         }
         // What is left was seeded and is read by no node.
         let rest: Vec<ValueId> =

@@ -1,7 +1,8 @@
 //! Losses on the outputs of a graph, each with its gradient.
 
 use crate::error::{Error, Result};
-use candle_core::{DType, Device, Tensor as Float};
+use crate::kernels::softmax::cross_entropy as kernel;
+use crate::ops::float::{self, Float, real};
 
 /// Softmax cross entropy of `logits` [n, classes] against class indices, averaged over the rows, with
 /// optional label smoothing `epsilon` (Szegedy et al. 2016). Returns the loss and its gradient, whose
@@ -21,27 +22,16 @@ pub fn cross_entropy(logits: &Float, labels: &[usize], epsilon: f64) -> Result<(
             .found(bad)
             .limit(format!("below {classes}")));
     }
-    let values = logits.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-    let mut grad = vec![0f64; values.len()];
-    let mut loss = 0.0;
-    let off = epsilon / classes as f64;
-    for ((row, out), label) in values.chunks(classes).zip(grad.chunks_mut(classes)).zip(labels) {
-        let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = row.iter().map(|z| (z - top).exp()).sum();
-        let log_sum = top + sum.ln();
-        for (class, (z, g)) in row.iter().zip(out.iter_mut()).enumerate() {
-            let target = off + if class == *label { 1.0 - epsilon } else { 0.0 };
-            loss -= target * (z - log_sum);
-            *g = ((z - log_sum).exp() - target) / rows as f64;
-        }
-    }
-    let grad = Float::from_vec(grad, (rows, classes), &Device::Cpu)?.to_dtype(logits.dtype())?;
-    Ok((loss / rows as f64, grad))
+    real!(logits.dtype(), T => {
+        let (loss, grad) = kernel::<T>(classes, &float::elements::<T>(logits)?, labels, epsilon);
+        Ok((loss, float::tensor(grad, logits.dims(), logits.dtype())?))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     #[test]
     fn gradient_equals_finite_differences() {

@@ -1,5 +1,6 @@
 //! Optimisers, in place on plain slices, and learning-rate schedules.
 
+use crate::kernels::adam::{self, Factors};
 use std::f64::consts::PI;
 
 /// AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): decoupled weight decay.
@@ -26,23 +27,48 @@ impl AdamW {
     /// One step over all parameters. The list must be the same, in the same order, at every call;
     /// `decay[i]` says whether parameter `i` decays (biases and norm scales do not).
     pub fn step(&mut self, lr: f64, parameters: &mut [&mut [f32]], gradients: &[&[f32]], decay: &[bool]) {
-        self.steps += 1;
-        if self.moments.is_empty() {
-            self.moments = parameters.iter().map(|p| (vec![0.0; p.len()], vec![0.0; p.len()])).collect();
-        }
-        let (b1, b2, eps) = (self.beta1, self.beta2, self.eps);
-        let scale1 = 1.0 / (1.0 - f64::from(b1).powi(self.steps)) as f32;
-        let scale2 = 1.0 / (1.0 - f64::from(b2).powi(self.steps)) as f32;
-        let lr = lr as f32;
+        let mut update = self.update(lr, 1.0);
         for (i, p) in parameters.iter_mut().enumerate() {
-            let (m, v) = &mut self.moments[i];
-            let shrink = if decay[i] { 1.0 - lr * self.weight_decay } else { 1.0 };
-            for (((w, g), m), v) in p.iter_mut().zip(gradients[i]).zip(m.iter_mut()).zip(v.iter_mut()) {
-                *m = b1 * *m + (1.0 - b1) * g;
-                *v = b2 * *v + (1.0 - b2) * g * g;
-                *w = *w * shrink - lr * (*m * scale1) / ((*v * scale2).sqrt() + eps);
-            }
+            update.apply(i, p, gradients[i], decay[i]);
         }
+    }
+
+    /// Begins a step, whose parameters are then updated one by one; gradients are multiplied with `scale`.
+    pub fn update(&mut self, lr: f64, scale: f32) -> Update<'_> {
+        self.steps += 1;
+        Update { lr, scale, optimizer: self }
+    }
+}
+
+/// One step of an optimiser, parameter by parameter.
+#[derive(Debug)]
+pub struct Update<'a> {
+    optimizer: &'a mut AdamW,
+    lr: f64,
+    scale: f32,
+}
+
+impl Update<'_> {
+    /// Updates parameter `i`, once a step; numbers and sizes of parameters are the same at every step.
+    pub fn apply(&mut self, i: usize, parameter: &mut [f32], gradient: &[f32], decay: bool) {
+        let o = &mut *self.optimizer;
+        if o.moments.len() <= i {
+            o.moments.resize_with(i + 1, Default::default);
+        }
+        let (m, v) = &mut o.moments[i];
+        m.resize(parameter.len(), 0.0);
+        v.resize(parameter.len(), 0.0);
+        let correction = |beta: f32| 1.0 - f64::from(beta).powi(o.steps);
+        let factors = Factors {
+            beta1: o.beta1,
+            beta2: o.beta2,
+            rate: (self.lr / correction(o.beta1)) as f32,
+            scale2: (1.0 / correction(o.beta2)) as f32,
+            eps: o.eps,
+            shrink: if decay { 1.0 - self.lr as f32 * o.weight_decay } else { 1.0 },
+            gradient: self.scale,
+        };
+        adam::step(factors, parameter, m, v, gradient);
     }
 }
 
@@ -71,14 +97,9 @@ impl Cosine {
     }
 }
 
-/// Scales gradients so that their joint L2 norm is at most `limit`; returns the norm before.
-pub fn clip(gradients: &mut [Vec<f32>], limit: f64) -> f64 {
-    let norm = gradients.iter().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
-    if norm > limit {
-        let scale = (limit / norm) as f32;
-        gradients.iter_mut().flatten().for_each(|g| *g *= scale);
-    }
-    norm
+/// What gradients of joint L2 norm `norm` are multiplied with, so that it becomes at most `limit`.
+pub fn clip(norm: f64, limit: f64) -> f32 {
+    if norm > limit { (limit / norm) as f32 } else { 1.0 }
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
-//! The training loop's unit: one optimiser step on one batch, parameters kept as plain vectors.
+//! The training loop's unit: one optimiser step on one batch, parameters changed where they lie.
 
 use super::{
-    Executor, Overrides,
+    Executor, Gradient, Gradients, Overrides,
     optimizer::{AdamW, clip},
+    profile::{Clock, Profile},
 };
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, ValueId};
+use crate::kernels::adam;
+use crate::ops::float;
 use crate::tensor::{DType, Tensor, Value};
 use candle_core::{Device, Tensor as Float};
 
@@ -15,8 +18,8 @@ pub type Loss<'a> = dyn FnMut(&[Value]) -> Result<(f64, Vec<(usize, Float)>)> + 
 #[derive(Debug)]
 struct Parameter {
     id: ValueId,
-    shape: Vec<usize>,
-    values: Vec<f32>,
+    /// Shared with the overrides and changed in place between steps.
+    value: Float,
     decay: bool,
 }
 
@@ -30,6 +33,7 @@ pub struct Trainer {
     running: Vec<(ValueId, ValueId)>,
     overrides: Overrides,
     optimizer: AdamW,
+    profile: Profile,
     /// Largest joint norm of the gradients.
     pub clip_norm: f64,
 }
@@ -54,62 +58,80 @@ impl Trainer {
                 Error::invalid("TRAIN-PARAMETER", "only f32 constants can be trained")
                     .found(graph.value_name(*v))
             })?;
-            let shape = tensor.shape().to_vec();
-            parameters.push(Parameter { id: *v, decay: shape.len() > 1, shape, values: tensor.to_vec()? });
+            let value = Float::from_vec(tensor.to_vec::<f32>()?, tensor.shape(), &Device::Cpu)?;
+            parameters.push(Parameter { id: *v, decay: value.rank() > 1, value });
         }
-        let mut trainer = Trainer {
+        let overrides = parameters.iter().map(|p| (p.id, Value::Float(p.value.clone()))).collect();
+        Ok(Trainer {
             executor: Executor::new(&graph)?,
             parameters,
             running,
-            overrides: Overrides::new(),
+            overrides,
             optimizer,
+            profile: Profile::default(),
             clip_norm: f64::INFINITY,
-        };
-        trainer.publish()?;
-        Ok(trainer)
+        })
     }
 
-    fn publish(&mut self) -> Result<()> {
-        for p in &self.parameters {
-            let value = Float::from_slice(&p.values, p.shape.as_slice(), &Device::Cpu)?;
-            self.overrides.insert(p.id, Value::Float(value));
-        }
-        Ok(())
+    /// Where the last step spent its time.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// One step on one batch. Returns the loss. A loss or gradient that is not finite is an error
-    /// (kind `Invalid`, code `TRAIN-NAN`) before any parameter changes.
+    /// (kind `Invalid`, code `TRAIN-NAN`) before any parameter changes. `loss` must not keep outputs.
     pub fn step(&mut self, inputs: &[(String, Tensor)], rate: f64, loss: &mut Loss<'_>) -> Result<f64> {
-        let wanted: Vec<ValueId> = self.parameters.iter().map(|p| p.id).collect();
-        let tape = self.executor.forward(inputs, &self.overrides, &wanted)?;
-        let (value, seeds) = loss(tape.outputs())?;
         let graph = self.executor.graph();
+        let mut profile = Profile::default();
+        let mut clock = Clock::start();
+        let wanted: Vec<ValueId> = self.parameters.iter().map(|p| p.id).collect();
+        let uses = graph.uses();
+        let tape = self.executor.forward_tapped(inputs, &self.overrides, &wanted, &mut |v, _| {
+            if let Some((node, _)) = uses.producer(v) {
+                clock.lap(profile.forward_operators.entry(graph.node(node).operator_name()).or_default());
+            }
+            Ok(())
+        })?;
+        clock.total(&mut profile.forward);
+        let (value, seeds) = loss(tape.outputs())?;
+        clock.total(&mut profile.loss);
         let first_running = graph.outputs().len() - self.running.len();
         let running: Vec<Value> = tape.outputs()[first_running..].to_vec();
-        let gradients = tape.backward(seeds)?;
-        let mut flat = Vec::with_capacity(self.parameters.len());
+        let mut gradients = Gradients::new();
+        let mut take = |g: Gradient<'_>| {
+            gradients.insert(g.value, g.grad);
+            Ok(())
+        };
+        tape.backward_watched(seeds, &mut take, &mut |node| {
+            clock.lap(profile.backward_operators.entry(node.operator_name()).or_default());
+        })?;
+        clock.total(&mut profile.backward);
+        let mut squares = 0.0;
         for p in &self.parameters {
             let grad = gradients.get(&p.id).ok_or_else(|| {
                 Error::invalid("TRAIN-UNREACHED", "no gradient reaches the parameter")
                     .found(graph.value_name(p.id))
             })?;
-            flat.push(grad.flatten_all()?.to_vec1::<f32>()?);
+            squares += adam::squares(&float::elements::<f32>(grad)?);
         }
-        let norm = clip(&mut flat, self.clip_norm);
+        let norm = squares.sqrt();
         if !value.is_finite() || !norm.is_finite() {
             return Err(Error::invalid("TRAIN-NAN", "loss or gradient is not finite")
                 .found(format!("loss {value}, gradient norm {norm}"))
                 .hint("lower the learning rate"));
         }
-        let decay: Vec<bool> = self.parameters.iter().map(|p| p.decay).collect();
-        let mut slices: Vec<&mut [f32]> =
-            self.parameters.iter_mut().map(|p| p.values.as_mut_slice()).collect();
-        let gradients: Vec<&[f32]> = flat.iter().map(Vec::as_slice).collect();
-        self.optimizer.step(rate, &mut slices, &gradients, &decay);
+        let mut update = self.optimizer.update(rate, clip(norm, self.clip_norm));
+        for (i, p) in self.parameters.iter().enumerate() {
+            if let Some(grad) = gradients.remove(&p.id) {
+                let grad = float::elements::<f32>(&grad)?;
+                float::change(&p.value, |w| update.apply(i, w, &grad, p.decay))?;
+            }
+        }
         for ((constant, _), value) in self.running.iter().zip(running) {
             self.overrides.insert(*constant, value);
         }
-        self.publish()?;
+        clock.total(&mut profile.optimizer);
+        self.profile = profile;
         Ok(value)
     }
 

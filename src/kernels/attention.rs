@@ -99,8 +99,9 @@ pub struct Rules<'a, T> {
 }
 
 impl<T: Analytic> Rules<'_, T> {
-    /// First key that a row may reach and the first behind the last.
-    fn reach(&self, sizes: &Sizes, b: usize, s: usize) -> (usize, usize) {
+    /// First key that a row reaches and the first behind the last; none lies in between where both are
+    /// equal. Masks count, so that what a causal mask rules out is never computed.
+    fn reach(&self, sizes: &Sizes, b: usize, h: usize, s: usize) -> (usize, usize) {
         let keys = sizes.keys as i64;
         let at = self.offset.get(if self.offset.len() == 1 { 0 } else { b }).copied().unwrap_or(0) + s as i64;
         let width = match self.mask {
@@ -111,7 +112,23 @@ impl<T: Analytic> Rules<'_, T> {
         let valid = self.valid.get(b).copied().unwrap_or(keys);
         let high = keys.min(width).min(right).min(valid).max(0);
         let low = self.left.map_or(0, |l| at.saturating_sub(l)).clamp(0, high);
-        (low as usize, high as usize)
+        let (low, high) = (low as usize, high as usize);
+        match self.mask {
+            Mask::All => (low, high),
+            Mask::Allowed(m, rows) => narrowed(&m[rows.at(b, h, s)], low, high, |a| *a != 0),
+            Mask::Bias(m, rows) => narrowed(&m[rows.at(b, h, s)], low, high, |a| *a != T::LOWEST),
+        }
+    }
+}
+
+/// The shortest range that holds all of `low..high` which count.
+fn narrowed<A>(row: &[A], low: usize, high: usize, counts: impl Fn(&A) -> bool) -> (usize, usize) {
+    match row[low..high].iter().position(&counts) {
+        None => (low, low),
+        Some(first) => {
+            let behind = row[low..high].iter().rev().position(&counts).unwrap_or(0);
+            (low + first, high - behind)
+        }
     }
 }
 
@@ -131,8 +148,10 @@ struct Block {
 impl Block {
     fn of<T: Analytic>(sizes: &Sizes, rules: &Rules<'_, T>, bg: usize, first: usize, count: usize) -> Block {
         let (b, g) = (bg / sizes.groups, bg % sizes.groups);
-        let reach: Vec<_> =
-            (first..first + count).map(|r| rules.reach(sizes, b, r % sizes.queries)).collect();
+        let repeat = sizes.heads / sizes.groups;
+        let reach: Vec<_> = (first..first + count)
+            .map(|r| rules.reach(sizes, b, g * repeat + r / sizes.queries, r % sizes.queries))
+            .collect();
         let low = reach.iter().filter(|(l, h)| l < h).map(|(l, _)| *l).min().unwrap_or(0);
         let high = reach.iter().filter(|(l, h)| l < h).map(|(_, h)| *h).max().unwrap_or(0);
         Block { b, g, first, count, reach, low, high }
@@ -470,6 +489,43 @@ pub fn backward<T: Analytic + Lanes>(
     grads
 }
 
+/// Scores become weights, row by row.
+struct Weights<'a, 'm, T> {
+    scores: &'a mut [T],
+    from: usize,
+    rows: &'a [Row<'m, T>],
+}
+
+impl<T: Analytic> Loop for Weights<'_, '_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let width = self.scores.len() / self.rows.len();
+        for (row, scores) in self.rows.iter().zip(self.scores.chunks_exact_mut(width)) {
+            row.apply(scores, self.from);
+            weights(scores);
+        }
+    }
+}
+
+/// Gradients of weights become gradients of scores.
+struct Slopes<'a, T> {
+    p: &'a [T],
+    ds: &'a mut [T],
+    width: usize,
+}
+
+impl<T: Analytic> Loop for Slopes<'_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        for (p, ds) in self.p.chunks_exact(self.width).zip(self.ds.chunks_exact_mut(self.width)) {
+            let mean = super::real::dot(p, ds);
+            ds.iter_mut().zip(p).for_each(|(d, p)| *d = *p * (*d - mean));
+        }
+    }
+}
+
 /// The reverse pass of one block of queries.
 struct Part<'a, T> {
     block: Block,
@@ -497,24 +553,20 @@ impl<T: Analytic + Lanes> Part<'_, T> {
             capped(&mut p, rules.softcap);
             slope = p.iter().map(|s| T::ONE - (*s / rules.softcap) * (*s / rules.softcap)).collect();
         }
-        for (m, p) in masks.iter().zip(p.chunks_exact_mut(width)) {
-            m.apply(p, low);
-            weights(p);
-        }
+        T::launch(Weights { scores: &mut p, from: low, rows: &masks });
         let dv = &mut dv[low * sizes.value..][..width * sizes.value];
         product(T::ONE, Matrix::new(&p, n, width).t(), Matrix::new(dy, n, sizes.value), dv, true, false);
         let mut ds = vec![T::ZERO; n * width];
         product(T::ONE, Matrix::new(dy, n, sizes.value), values(v).t(), &mut ds, false, false);
-        for (p, ds) in p.chunks_exact(width).zip(ds.chunks_exact_mut(width)) {
-            let mean = super::real::dot(p, ds);
-            ds.iter_mut().zip(p).for_each(|(d, p)| *d = *p * (*d - mean));
-        }
+        T::launch(Slopes { p: &p, ds: &mut ds, width });
         if let Some(dbias) = dbias {
             for (row, ds) in dbias.chunks_exact_mut(sizes.keys).zip(ds.chunks_exact(width)) {
                 axpy(T::ONE, ds, &mut row[low..low + width]);
             }
         }
-        ds.iter_mut().zip(&slope).for_each(|(d, s)| *d = *d * *s);
+        if !slope.is_empty() {
+            ds.iter_mut().zip(&slope).for_each(|(d, s)| *d = *d * *s);
+        }
         product(rules.scale, Matrix::new(&ds, n, width), keys(k), dq, false, false);
         let dk = &mut dk[low * sizes.head..][..width * sizes.head];
         product(rules.scale, Matrix::new(&ds, n, width).t(), Matrix::new(q, n, sizes.head), dk, true, false);

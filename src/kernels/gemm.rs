@@ -137,29 +137,42 @@ pub fn product<T: Real>(
     unsafe { product_at(alpha, a, b, c.as_mut_ptr(), b.cols, add, parallel) }
 }
 
-/// Independent products into consecutive parts of `c`; `operands(i)` gives those of the i-th.
+/// `alpha * a * b` as a new row-major slice.
+pub fn produced<T: Real>(alpha: T, a: Matrix<'_, T>, b: Matrix<'_, T>, parallel: bool) -> Vec<T> {
+    let mut c = Vec::with_capacity(a.rows * b.cols);
+    // SAFETY: the capacity holds the product, all of which is written where nothing is added.
+    unsafe {
+        product_at(alpha, a, b, c.as_mut_ptr(), b.cols, false, parallel);
+        c.set_len(a.rows * b.cols);
+    }
+    c
+}
+
+/// `count` independent products one behind the other; `operands(i)` gives those of the i-th.
 /// Small matrices run side by side, large ones one after another on all threads.
 pub fn batched<'a, T: Real>(
     (m, n, k): (usize, usize, usize),
     operands: impl Fn(usize) -> (Matrix<'a, T>, Matrix<'a, T>) + Sync,
-    c: &mut [T],
-) {
-    if m * n == 0 {
-        return;
-    }
-    let count = c.len() / (m * n);
+    count: usize,
+) -> Vec<T> {
+    let mut c: Vec<T> = Vec::with_capacity(count * m * n);
+    let start = Shared(c.as_mut_ptr());
     let work = m as f64 * n as f64 * k as f64;
-    if count >= rayon::current_num_threads() && work < 1e8 && work * count as f64 > 3e4 {
-        c.par_chunks_exact_mut(m * n).enumerate().for_each(|(i, c)| {
-            let (a, b) = operands(i);
-            product(T::ONE, a, b, c, false, false);
-        });
+    let side_by_side = count >= rayon::current_num_threads() && work < 1e8 && work * count as f64 > 3e4;
+    let one = |i: usize| {
+        let (a, b) = operands(i);
+        assert_eq!((a.rows, b.cols), (m, n), "every product has the stated size");
+        // SAFETY: part `i` lies inside the capacity and belongs to this call alone.
+        unsafe { product_at(T::ONE, a, b, start.at(i * m * n), n, false, !side_by_side && work > 1e5) };
+    };
+    if side_by_side {
+        (0..count).into_par_iter().for_each(one);
     } else {
-        for (i, c) in c.chunks_exact_mut(m * n).enumerate() {
-            let (a, b) = operands(i);
-            product(T::ONE, a, b, c, false, work > 1e5);
-        }
+        (0..count).for_each(one);
     }
+    // SAFETY: every part was written.
+    unsafe { c.set_len(count * m * n) };
+    c
 }
 
 #[cfg(test)]
@@ -175,6 +188,26 @@ mod tests {
         assert_eq!(c, [14.0, 20.0, 32.0, 44.0]);
         product(1.0, Matrix::new(&a, 2, 3), Matrix::new(&b, 3, 2), &mut c, true, true);
         assert_eq!(c, [19.0, 31.0, 46.0, 66.0 + 1.0]);
+    }
+
+    #[test]
+    fn batches_side_by_side_and_one_by_one_are_products() {
+        let noise =
+            |n: usize| -> Vec<f64> { (0..n).map(|i| (i * 7919 % 1013) as f64 / 1013.0 - 0.5).collect() };
+        for (m, n, k, count) in [(3, 5, 2, 4), (40, 30, 50, 6), (70, 64, 33, 1)] {
+            let (a, b) = (noise(count * m * k), noise(count * n * k));
+            let pair =
+                |i: usize| (Matrix::new(&a[i * m * k..], m, k), Matrix::new(&b[i * n * k..], n, k).t());
+            let c = batched((m, n, k), pair, count);
+            assert_eq!(c.len(), count * m * n);
+            for (at, found) in c.iter().enumerate() {
+                let (i, r, j) = (at / (m * n), at / n % m, at % n);
+                let want: f64 = (0..k).map(|l| a[(i * m + r) * k + l] * b[(i * n + j) * k + l]).sum();
+                assert!((found - want).abs() < 1e-12, "{m} {n} {k} at {at}");
+            }
+            let (x, y) = pair(0);
+            assert_eq!(produced(1.0, x, y, true), c[..m * n]);
+        }
     }
 
     #[test]

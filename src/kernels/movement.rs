@@ -16,23 +16,39 @@ pub fn permute<T: Clone + Default + Send + Sync>(v: &[T], shape: &[usize], perm:
     assert_eq!(v.len(), shape.iter().product::<usize>(), "elements fill the shape");
     assert_eq!(shape.len(), perm.len(), "one source axis a result axis");
     let source = strides(shape);
+    let axes: Vec<(usize, usize)> = perm.iter().map(|p| (shape[*p], source[*p])).collect();
+    gather(v, &axes)
+}
+
+/// Elements of `v` in row-major order of `axes`, outermost first, each with its size and the distance of
+/// neighbours in `v`.
+pub fn gather<T: Clone + Default + Send + Sync>(v: &[T], axes: &[(usize, usize)]) -> Vec<T> {
+    let count: usize = axes.iter().map(|(n, _)| n).product();
+    if count == 0 {
+        return vec![];
+    }
+    let last: usize = axes.iter().map(|(n, step)| (n - 1) * step).sum();
+    assert!(last < v.len(), "every element lies inside its slice");
     // Axes of size one vanish and neighbours that stay neighbours merge, so that few loops remain.
-    let mut axes: Vec<(usize, usize)> = Vec::new();
-    for &p in perm.iter().filter(|p| shape[**p] != 1) {
-        match axes.last_mut() {
-            Some((size, step)) if *step == source[p] * shape[p] => {
-                *size *= shape[p];
-                *step = source[p];
+    let mut merged: Vec<(usize, usize)> = Vec::new();
+    for (n, by) in axes.iter().filter(|(n, _)| *n != 1) {
+        match merged.last_mut() {
+            Some((size, step)) if *step == by * n => {
+                *size *= n;
+                *step = *by;
             }
-            _ => axes.push((shape[p], source[p])),
+            _ => merged.push((*n, *by)),
         }
     }
-    if v.is_empty() || axes.len() <= 1 {
-        return v.to_vec();
-    }
+    let axes = match merged.as_slice() {
+        [] => return vec![v[0].clone()],
+        [(n, 1)] => return v[..*n].to_vec(),
+        [one] => vec![(1, 0), *one],
+        _ => merged,
+    };
     let (head, rest) = (axes[0], &axes[1..]);
     let chunk: usize = rest.iter().map(|(n, _)| n).product();
-    let mut out = vec![T::default(); v.len()];
+    let mut out = vec![T::default(); count];
     if rest[rest.len() - 1].1 != 1 && head.1 == 1 {
         // The source runs along the outermost result axis: whole tiles of it at a time.
         let rows = TILE.min(head.0);
@@ -40,7 +56,7 @@ pub fn permute<T: Clone + Default + Send + Sync>(v: &[T], shape: &[usize], perm:
             let count = out.len() / chunk;
             copy_rows(v, t * rows, count, rest, out, chunk);
         };
-        if v.len() >= PARALLEL {
+        if count >= PARALLEL {
             out.par_chunks_mut(rows * chunk).enumerate().for_each(fill);
         } else {
             out.chunks_mut(rows * chunk).enumerate().for_each(fill);
@@ -48,7 +64,7 @@ pub fn permute<T: Clone + Default + Send + Sync>(v: &[T], shape: &[usize], perm:
         return out;
     }
     let fill = |(i, out): (usize, &mut [T])| copy(v, i * head.1, rest, out);
-    if v.len() >= PARALLEL {
+    if count >= PARALLEL {
         out.par_chunks_mut(chunk).enumerate().for_each(fill);
     } else {
         out.chunks_mut(chunk).enumerate().for_each(fill);

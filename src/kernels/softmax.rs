@@ -3,6 +3,7 @@
 
 use super::analytic::Analytic;
 use super::wide::{Lanes, Loop, filled};
+use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
 /// Where the axis lies.
@@ -187,4 +188,78 @@ pub fn backward<T: Analytic + Lanes>(axis: Axis, log: bool, y: &[T], dy: &[T]) -
             T::launch(Backward { axis, log, y: &y[at..to], dy: &dy[at..to], dx: cleared(out) });
         })
     }
+}
+
+struct CrossEntropy<'a, T> {
+    classes: usize,
+    /// Part of the target that all classes share, and part of the labelled one alone.
+    shared: T,
+    own: T,
+    /// Gradients are multiplied with this.
+    scale: T,
+    x: &'a [T],
+    labels: &'a [usize],
+    dx: &'a mut [MaybeUninit<T>],
+    losses: &'a mut [f64],
+}
+impl<T: Analytic> Loop for CrossEntropy<'_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run(self) {
+        let rows = self.x.chunks_exact(self.classes).zip(self.dx.chunks_exact_mut(self.classes));
+        for (((x, dx), label), loss) in rows.zip(self.labels).zip(self.losses) {
+            let top = lanes(x, T::LOWEST, |a, b| if b > a { b } else { a });
+            for (d, x) in dx.iter_mut().zip(x) {
+                d.write((*x - top).exp());
+            }
+            // SAFETY: every element was just written.
+            let dx = unsafe { &mut *(dx as *mut [MaybeUninit<T>] as *mut [T]) };
+            let sum = lanes(dx, T::ZERO, |a, b| a + b);
+            let log_sum = top.wide() + sum.wide().ln();
+            *loss = self.own.wide() * (log_sum - x[*label].wide());
+            if self.shared != T::ZERO {
+                let total = lanes(x, T::ZERO, |a, b| a + b).wide();
+                *loss += self.shared.wide() * (self.classes as f64 * log_sum - total);
+            }
+            let (by, off) = (self.scale / sum, self.scale * self.shared);
+            dx.iter_mut().for_each(|d| *d = *d * by - off);
+            dx[*label] = dx[*label] - self.scale * self.own;
+        }
+    }
+}
+
+/// Softmax cross entropy of rows of `classes` logits against labels smoothed by `epsilon`, averaged over
+/// the rows, and its gradient. The loss is summed in row order whatever the number of threads.
+pub fn cross_entropy<T: Analytic + Lanes>(
+    classes: usize,
+    x: &[T],
+    labels: &[usize],
+    epsilon: f64,
+) -> (f64, Vec<T>) {
+    let rows = labels.len();
+    assert!(x.len() == rows * classes && labels.iter().all(|l| *l < classes), "a class for each row");
+    if rows == 0 {
+        return (0.0, vec![]);
+    }
+    let mut losses = vec![0f64; rows];
+    let mut dx: Vec<T> = Vec::with_capacity(x.len());
+    dx.spare_capacity_mut()[..x.len()]
+        .par_chunks_exact_mut(classes)
+        .zip(losses.par_chunks_mut(1))
+        .enumerate()
+        .for_each(|(row, (dx, losses))| {
+            T::launch(CrossEntropy {
+                classes,
+                shared: T::of(epsilon / classes as f64),
+                own: T::of(1.0 - epsilon),
+                scale: T::of(1.0 / rows as f64),
+                x: &x[row * classes..][..classes],
+                labels: &labels[row..row + 1],
+                dx,
+                losses,
+            });
+        });
+    // SAFETY: every row was written.
+    unsafe { dx.set_len(x.len()) };
+    (losses.iter().sum::<f64>() / rows as f64, dx)
 }

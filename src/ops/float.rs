@@ -3,17 +3,31 @@
 
 use super::{Fact, Operator};
 use crate::error::{Error, Kind, Result};
+use crate::kernels::movement;
 use crate::kernels::real::Real;
 use crate::kernels::wide::Lanes;
 use crate::tensor::Value;
-use candle_core::{DType, Device, Storage, StorageRef};
+use candle_core::{CpuStorage, DType, Device, Layout, Storage, StorageRef};
+use std::cell::RefCell;
+use std::marker::PhantomData;
 
 pub use candle_core::Tensor as Float;
 
 /// An element type of both the kernels and the tensor library.
-pub trait Scalar: Real + Lanes + candle_core::WithDType {}
-impl Scalar for f32 {}
-impl Scalar for f64 {}
+pub trait Scalar: Real + Lanes + candle_core::WithDType {
+    /// The elements of a storage of this type.
+    fn stored(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+}
+impl Scalar for f32 {
+    fn stored(storage: &mut CpuStorage) -> Option<&mut [f32]> {
+        if let CpuStorage::F32(v) = storage { Some(v) } else { None }
+    }
+}
+impl Scalar for f64 {
+    fn stored(storage: &mut CpuStorage) -> Option<&mut [f64]> {
+        if let CpuStorage::F64(v) = storage { Some(v) } else { None }
+    }
+}
 
 /// Runs `$body` with `$t` bound to the type that a tensor of `$dtype` is computed in.
 macro_rules! real {
@@ -62,6 +76,12 @@ pub fn elements<T: Scalar>(t: &Float) -> Result<Elements<'_, T>> {
         if let Some((from, to)) = layout.contiguous_offsets() {
             return Ok(Elements::Borrowed(guard, from, to));
         }
+        if let Storage::Cpu(s) = &*guard {
+            let axes: Vec<(usize, usize)> =
+                t.dims().iter().copied().zip(layout.stride().iter().copied()).collect();
+            let from = layout.start_offset();
+            return Ok(Elements::Owned(movement::gather(&s.as_slice::<T>()?[from..], &axes)));
+        }
     }
     Ok(Elements::Owned(t.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1::<T>()?))
 }
@@ -88,6 +108,32 @@ pub fn optional<'a, T: Scalar>(inputs: &[Option<&'a Value>], n: usize) -> Result
 pub fn tensor<T: Scalar>(data: Vec<T>, shape: &[usize], like: DType) -> Result<Float> {
     let t = Float::from_vec(data, shape, &Device::Cpu)?;
     Ok(if t.dtype() == like { t } else { t.to_dtype(like)? })
+}
+
+/// Runs `change` on the elements of a contiguous tensor where they lie. Every tensor that shares them
+/// changes, so that only whoever made the tensor and gave it to nobody for keeping may call this.
+pub fn change<T: Scalar, R>(t: &Float, change: impl FnOnce(&mut [T]) -> R) -> Result<R> {
+    let work = Change(RefCell::new((Some(change), None)), PhantomData::<T>);
+    t.inplace_op1(&work)?;
+    work.0.into_inner().1.ok_or_else(|| Error::internal("CHANGE", "elements were not changed"))
+}
+
+struct Change<F, R, T>(RefCell<(Option<F>, Option<R>)>, PhantomData<T>);
+
+impl<T: Scalar, R, F: FnOnce(&mut [T]) -> R> candle_core::InplaceOp1 for Change<F, R, T> {
+    fn name(&self) -> &'static str {
+        "change"
+    }
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (from, to) = layout
+            .contiguous_offsets()
+            .ok_or_else(|| candle_core::Error::Msg("elements in one piece are needed".into()))?;
+        let mut held = self.0.borrow_mut();
+        if let (Some(elements), Some(change)) = (T::stored(storage), held.0.take()) {
+            held.1 = Some(change(&mut elements[from..to]));
+        }
+        Ok(())
+    }
 }
 
 /// Most elements that one result may have.

@@ -3,7 +3,7 @@
 use super::float::{self, Elements, Float, Scalar, real};
 use super::{Attributes, Contraction, Coupling, Dim, Fact, Operator, Port, Spec, Vjp, broadcast};
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{Matrix, batched, product};
+use crate::kernels::gemm::{Matrix, batched, produced, product};
 use crate::tensor::{DType, Value};
 use std::sync::Arc;
 
@@ -34,7 +34,10 @@ fn typed<T: Scalar>(a: &Float, b: &Float) -> Result<Float> {
     }
     let batch = broadcast::fixed(&[&a.dims()[..ra - 2], &b.dims()[..rb - 2]])?;
     let shape = [batch.as_slice(), &[m, n]].concat();
-    let mut out = vec![T::ZERO; float::size(&shape)?];
+    let elements = float::size(&shape)?;
+    if elements == 0 || k == 0 {
+        return float::tensor(vec![T::ZERO; elements], &shape, a.dtype());
+    }
     let ((av, sa), (bv, sb)): ((Elements<T>, _), (Elements<T>, _)) = (float::strided(a)?, float::strided(b)?);
     let offsets = |dims: &[usize], strides: &[usize]| {
         let skip = batch.len() + 2 - dims.len();
@@ -48,18 +51,16 @@ fn typed<T: Scalar>(a: &Float, b: &Float) -> Result<Float> {
         at
     };
     let (at_a, at_b) = (offsets(a.dims(), &sa), offsets(b.dims(), &sb));
-    if !out.is_empty() && k > 0 {
-        batched(
-            (m, n, k),
-            |i| {
-                (
-                    Matrix::strided(&av[at_a[i]..], m, k, sa[ra - 2], sa[ra - 1]),
-                    Matrix::strided(&bv[at_b[i]..], k, n, sb[rb - 2], sb[rb - 1]),
-                )
-            },
-            &mut out,
-        );
-    }
+    let out = batched(
+        (m, n, k),
+        |i| {
+            (
+                Matrix::strided(&av[at_a[i]..], m, k, sa[ra - 2], sa[ra - 1]),
+                Matrix::strided(&bv[at_b[i]..], k, n, sb[rb - 2], sb[rb - 1]),
+            )
+        },
+        elements / (m * n),
+    );
     float::tensor(out, &shape, a.dtype())
 }
 
@@ -246,23 +247,32 @@ impl Gemm {
         let (a, b) =
             (if self.trans_a { a.t()? } else { a.clone() }, if self.trans_b { b.t()? } else { b.clone() });
         let ((m, k), n) = (a.dims2()?, shape[1]);
-        let mut out = match c {
+        let elements = float::size(shape)?;
+        let start = match c {
             Some(c) if self.beta != 0.0 => {
                 let mut start = elements_owned::<T>(&c.broadcast_as(shape)?)?;
                 if self.beta != 1.0 {
                     let beta = T::of(self.beta);
                     start.iter_mut().for_each(|v| *v *= beta);
                 }
-                start
+                Some(start)
             }
-            _ => vec![T::ZERO; float::size(shape)?],
+            _ => None,
         };
-        if !out.is_empty() && k > 0 {
-            let ((av, sa), (bv, sb)): ((Elements<T>, _), (Elements<T>, _)) =
-                (float::strided(&a)?, float::strided(&b)?);
-            let (x, y) = (Matrix::strided(&av, m, k, sa[0], sa[1]), Matrix::strided(&bv, k, n, sb[0], sb[1]));
-            product(T::of(self.alpha), x, y, &mut out, c.is_some() && self.beta != 0.0, true);
+        if elements == 0 || k == 0 {
+            return float::tensor(start.unwrap_or_else(|| vec![T::ZERO; elements]), shape, a.dtype());
         }
+        let ((av, sa), (bv, sb)): ((Elements<T>, _), (Elements<T>, _)) =
+            (float::strided(&a)?, float::strided(&b)?);
+        let (x, y) = (Matrix::strided(&av, m, k, sa[0], sa[1]), Matrix::strided(&bv, k, n, sb[0], sb[1]));
+        let alpha = T::of(self.alpha);
+        let out = match start {
+            Some(mut out) => {
+                product(alpha, x, y, &mut out, true, true);
+                out
+            }
+            None => produced(alpha, x, y, true),
+        };
         float::tensor(out, shape, a.dtype())
     }
 }
