@@ -5,6 +5,7 @@ pub mod lower;
 pub mod optimize;
 pub mod prune;
 pub mod quantize;
+pub mod recover;
 
 use crate::error::{Error, Result};
 use crate::evaluate::samples::Samples;

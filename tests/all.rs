@@ -20,6 +20,7 @@ mod hostile;
 mod importance;
 #[path = "protobuf.rs"]
 mod protobuf;
+mod recovery;
 
 #[path = "tui.rs"]
 mod tui;

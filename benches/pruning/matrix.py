@@ -68,8 +68,7 @@ def judged(program, home, model, original, entry, out):
 
 
 def figure(evaluation, metric):
-    found = evaluation[0] if isinstance(evaluation, list) else evaluation
-    found = found.get("evaluations", [found])[0] if isinstance(found, dict) else found
+    found = (evaluation.get("evaluations") or evaluation.get("measurements"))[0]
     if found.get("quality", {}).get("metric") == metric:
         return found["quality"]["value"]
     for m in found.get("metrics", []):

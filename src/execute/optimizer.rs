@@ -33,6 +33,21 @@ impl AdamW {
         }
     }
 
+    /// Steps that were made.
+    pub fn steps(&self) -> i32 {
+        self.steps
+    }
+
+    /// First and second moment of parameter `i`, once there was a step.
+    pub fn moments(&self, i: usize) -> Option<(&[f32], &[f32])> {
+        self.moments.get(i).map(|(m, v)| (m.as_slice(), v.as_slice()))
+    }
+
+    /// Goes on behind `steps` steps with these moments.
+    pub fn go_on(&mut self, steps: i32, moments: Vec<(Vec<f32>, Vec<f32>)>) {
+        (self.steps, self.moments) = (steps, moments);
+    }
+
     /// Begins a step, whose parameters are then updated one by one; gradients are multiplied with `scale`.
     pub fn update(&mut self, lr: f64, scale: f32) -> Update<'_> {
         self.steps += 1;

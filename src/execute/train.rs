@@ -1,5 +1,7 @@
 //! The training loop's unit: one optimiser step on one batch, parameters changed where they lie.
 
+mod state;
+
 use super::{
     Executor, Gradient, Gradients, Overrides,
     optimizer::{AdamW, clip},
@@ -34,6 +36,8 @@ pub struct Trainer {
     overrides: Overrides,
     optimizer: AdamW,
     profile: Profile,
+    /// The best values so far, where some were marked.
+    best: Option<state::Marked>,
     /// Largest joint norm of the gradients.
     pub clip_norm: f64,
 }
@@ -69,6 +73,7 @@ impl Trainer {
             overrides,
             optimizer,
             profile: Profile::default(),
+            best: None,
             clip_norm: f64::INFINITY,
         })
     }
@@ -81,6 +86,18 @@ impl Trainer {
     /// One step on one batch. Returns the loss. A loss or gradient that is not finite is an error
     /// (kind `Invalid`, code `TRAIN-NAN`) before any parameter changes. `loss` must not keep outputs.
     pub fn step(&mut self, inputs: &[(String, Tensor)], rate: f64, loss: &mut Loss<'_>) -> Result<f64> {
+        self.step_watched(inputs, rate, loss, &|| Ok(()))
+    }
+
+    /// As [`Trainer::step`]; an error of `watch`, which is asked at every value and gradient, ends the
+    /// step before any parameter changes.
+    pub fn step_watched(
+        &mut self,
+        inputs: &[(String, Tensor)],
+        rate: f64,
+        loss: &mut Loss<'_>,
+        watch: &dyn Fn() -> Result<()>,
+    ) -> Result<f64> {
         let graph = self.executor.graph();
         let mut profile = Profile::default();
         let mut clock = Clock::start();
@@ -90,7 +107,7 @@ impl Trainer {
             if let Some((node, _)) = uses.producer(v) {
                 clock.lap(profile.forward_operators.entry(graph.node(node).operator_name()).or_default());
             }
-            Ok(())
+            watch()
         })?;
         clock.total(&mut profile.forward);
         let (value, seeds) = loss(tape.outputs())?;
@@ -100,7 +117,7 @@ impl Trainer {
         let mut gradients = Gradients::new();
         let mut take = |g: Gradient<'_>| {
             gradients.insert(g.value, g.grad);
-            Ok(())
+            watch()
         };
         tape.backward_watched(seeds, &mut take, &mut |node| {
             clock.lap(profile.backward_operators.entry(node.operator_name()).or_default());

@@ -26,7 +26,7 @@ pub use settings::{Of, Scope, Settings};
 pub use slice::slice;
 pub use target::Target;
 
-use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
+use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node, recover};
 use crate::analysis::{self, Summary};
 use crate::error::{Error, Result};
 use crate::graph::constants::Constants;
@@ -396,6 +396,9 @@ impl Pass for Prune {
         if self.needs_calibration().is_some() {
             importance::data(ctx.calibration)?;
         }
+        if let Some(settings) = &self.settings.recover {
+            recover::data(ctx, settings.towards)?;
+        }
         if self.settings.criterion.family() == Family::Blocks {
             return blocks::found(graph, &self.settings).map(drop);
         }
@@ -414,10 +417,13 @@ impl Pass for Prune {
 
     fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {
         let mut report = PassReport::new("prune");
-        let pruned = match self.settings.criterion.family() {
+        let mut pruned = match self.settings.criterion.family() {
             Family::Blocks => blocks::cut(graph, &self.settings, ctx, &mut report)?,
             _ => self.units(graph, ctx, &mut report)?,
         };
+        if let Some(settings) = &self.settings.recover {
+            pruned = recover::recover(&pruned, graph, settings, ctx, &mut report)?;
+        }
         let options = analysis::Options::default();
         let (before, after) =
             (analysis::summarize(graph, &options)?, analysis::summarize(&pruned, &options)?);

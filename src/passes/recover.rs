@@ -16,7 +16,7 @@ use crate::execute::{Executor, Overrides};
 use crate::graph::constants::Constants;
 use crate::graph::{Graph, ValueId};
 use crate::monitor::Level;
-use crate::tensor::DType;
+use crate::tensor::{DType, Value};
 use course::Course;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -103,7 +103,12 @@ impl Recover {
             return refuse("steps", "one number says how long to train", found, "steps or tokens");
         }
         if !(self.rate > 0.0 && self.rate < 1.0) {
-            return refuse("rate", "the learning rate is out of range", self.rate.to_string(), "above 0, below 1");
+            return refuse(
+                "rate",
+                "the learning rate is out of range",
+                self.rate.to_string(),
+                "above 0, below 1",
+            );
         }
         for (field, value) in [("floor", self.floor), ("warmup", self.warmup), ("hold_out", self.hold_out)] {
             if !(0.0..1.0).contains(&value) {
@@ -130,7 +135,9 @@ pub fn recover(
     ctx: &Ctx<'_>,
     report: &mut PassReport,
 ) -> Result<Graph> {
-    let data = data(ctx, settings.towards)?;
+    let given = data(ctx, settings.towards)?;
+    let data = given.rebound(graph)?;
+    let data = &data;
     let head = Head::of(graph, data)?;
     let wanted = trainable(graph, data, head)?;
     let mut trainer = Trainer::new(graph, &wanted, AdamW::new(settings.weight_decay))?;
@@ -138,7 +145,7 @@ pub fn recover(
         trainer.clip_norm = settings.clip;
     }
     let teacher = match settings.towards {
-        Towards::Reference => Some(Executor::new(original)?),
+        Towards::Reference => Some((Executor::new(original)?, given.rebound(original)?)),
         Towards::Task => None,
     };
     let mut course = Course::plan(data, settings, ctx.seed);
@@ -154,16 +161,19 @@ pub fn recover(
 }
 
 /// Training data, else those of calibration.
-fn data<'a>(ctx: &Ctx<'a>, towards: Towards) -> Result<&'a Samples> {
+pub(super) fn data<'a>(ctx: &Ctx<'a>, towards: Towards) -> Result<&'a Samples> {
     let data = ctx.train.or(ctx.calibration).filter(|d| d.len() > 1).ok_or_else(|| {
         Error::usage("RECOVER-DATA", "training needs data, two rows at least")
             .field("data.train")
             .hint("pass --train SPEC, or set [data] train in the recipe")
     })?;
     if towards == Towards::Task && !data.labelled() {
-        return Err(Error::usage("RECOVER-LABELS", "the loss of the task needs labels, and the data have none")
-            .field("data.train")
-            .hint("use towards = \"reference\", or data with labels"));
+        return Err(Error::usage(
+            "RECOVER-LABELS",
+            "the loss of the task needs labels, and the data have none",
+        )
+        .field("data.train")
+        .hint("use towards = \"reference\", or data with labels"));
     }
     Ok(data)
 }
@@ -188,7 +198,9 @@ fn trainable(graph: &Graph, data: &Samples, head: Head) -> Result<Vec<ValueId>> 
     if reached.is_empty() {
         return Err(Error::unsupported("RECOVER-WEIGHTS", "no weight of this model can be trained")
             .found(format!("{} float weights of type f32", all.len()))
-            .hint("weights of other types: import with --dtype f32; weights in Constant nodes: optimize first"));
+            .hint(
+                "weights of other types: import with --dtype f32; weights in Constant nodes: optimize first",
+            ));
     }
     Ok(all.into_iter().filter(|v| reached.contains(v)).collect())
 }
@@ -198,7 +210,8 @@ struct Run<'a> {
     trainer: Trainer,
     course: Course,
     schedule: Cosine,
-    teacher: Option<Executor>,
+    /// The original, with the data bound to it.
+    teacher: Option<(Executor, Samples)>,
     data: &'a Samples,
     head: Head,
     settings: &'a Recover,
@@ -242,7 +255,7 @@ impl Run<'_> {
                 let held_out = self.look()?;
                 monitor.metric("held_out", self.course.step, held_out);
                 if self.course.note(held_out) {
-                    self.trainer.mark();
+                    self.trainer.mark()?;
                 }
             }
             if saved.elapsed().as_secs() >= SAVE_EVERY {
@@ -265,7 +278,10 @@ impl Run<'_> {
             format!("{step} steps, held-out loss {first:.4} -> {best:.4} at step {best_step}"),
         );
         if best >= first {
-            monitor.log(Level::Warning, "training made the held-out loss no better: the weights stay as they were");
+            monitor.log(
+                Level::Warning,
+                "training made the held-out loss no better: the weights stay as they were",
+            );
         }
         self.trainer.best(graph)
     }
@@ -278,8 +294,9 @@ impl Run<'_> {
     fn step(&mut self) -> Result<(f64, u64)> {
         let monitor = self.ctx.monitor;
         monitor.check()?;
-        let batch = self.data.batch(&self.course.rows())?;
-        let reference = self.teacher.as_ref().map(|t| reference(t, &batch, self.ctx)).transpose()?;
+        let rows = self.course.rows();
+        let batch = self.data.batch(&rows)?;
+        let reference = self.reference(&rows)?;
         let (head, objective) = (self.head, self.objective());
         let rate = self.schedule.at(self.course.step);
         let loss = self.trainer.step_watched(
@@ -300,7 +317,7 @@ impl Run<'_> {
         for rows in self.course.held_out() {
             self.ctx.monitor.check()?;
             let batch = self.data.batch(rows)?;
-            let reference = self.teacher.as_ref().map(|t| reference(t, &batch, self.ctx)).transpose()?;
+            let reference = self.reference(rows)?;
             let outputs = self.trainer.outputs(&batch.inputs)?;
             let loss = self.head.loss(self.objective(), &outputs, &batch, reference.as_deref())?;
             sum += loss.sum;
@@ -308,13 +325,12 @@ impl Run<'_> {
         }
         Ok(if count > 0.0 { sum / count } else { 0.0 })
     }
-}
 
-/// Outputs of the original.
-fn reference(
-    teacher: &Executor,
-    batch: &crate::evaluate::samples::Batch,
-    ctx: &Ctx<'_>,
-) -> Result<Vec<crate::tensor::Value>> {
-    teacher.run_tapped(&batch.inputs, &Overrides::new(), &mut |_, _| ctx.monitor.check())
+    /// Outputs of the original, where it is trained towards.
+    fn reference(&self, rows: &[usize]) -> Result<Option<Vec<Value>>> {
+        let Some((teacher, data)) = &self.teacher else { return Ok(None) };
+        let batch = data.batch(rows)?;
+        let monitor = self.ctx.monitor;
+        teacher.run_tapped(&batch.inputs, &Overrides::new(), &mut |_, _| monitor.check()).map(Some)
+    }
 }

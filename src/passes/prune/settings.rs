@@ -5,6 +5,7 @@ use super::depth::Unit;
 use super::repair::Repair;
 use super::target::Target;
 use crate::error::{Error, Result};
+use crate::passes::recover::Recover;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -81,6 +82,9 @@ pub struct Settings {
     pub repair: Repair,
     /// Penalty of `repair = "ridge"` on changes, relative to the mean square of what the product reads.
     pub ridge: f64,
+    /// Training behind the cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recover: Option<Recover>,
     /// Most rows of the calibration data to look at; 0 for all.
     pub samples: usize,
     /// Rows at once; 0 leaves it to the data.
@@ -110,6 +114,7 @@ impl Default for Settings {
             unit: Unit::default(),
             repair: Repair::default(),
             ridge: 0.01,
+            recover: None,
             samples: 128,
             batch: 0,
             sensitivity_samples: 8,
@@ -151,6 +156,9 @@ impl Settings {
         if !(0.0..1.0).contains(&self.min_keep) {
             let what = "the part of the units to keep is out of range";
             return refuse("min_keep", what, self.min_keep.to_string(), "from 0, below 1");
+        }
+        if let Some(recover) = &self.recover {
+            recover.check()?;
         }
         if self.criterion.family() == Family::Blocks && self.repair != Repair::None {
             let what = "what is left of whole blocks has nothing to repair";

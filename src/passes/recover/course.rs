@@ -39,7 +39,8 @@ impl Course {
         let mut rows: Vec<usize> = (0..data.len()).collect();
         rows.shuffle(&mut ChaCha8Rng::seed_from_u64(seed ^ 0x68_65_6c_64));
         let most = HELD_OUT.min(rows.len().saturating_sub(1));
-        let out = ((settings.hold_out * rows.len() as f64).ceil() as usize).clamp(usize::from(settings.hold_out > 0.0), most);
+        let out = ((settings.hold_out * rows.len() as f64).ceil() as usize)
+            .clamp(usize::from(settings.hold_out > 0.0), most);
         let mut held: Vec<usize> = rows.split_off(rows.len() - out);
         held.sort_unstable();
         rows.sort_unstable();
@@ -123,7 +124,8 @@ mod tests {
     use crate::evaluate::samples::Batch;
 
     fn course(settings: &Recover) -> Course {
-        let data = Samples::given((0..20).map(|_| Batch { rows: 1, tokens: 7, ..Batch::default() }).collect());
+        let data =
+            Samples::given((0..20).map(|_| Batch { rows: 1, tokens: 7, ..Batch::default() }).collect());
         Course::plan(&data, settings, 5)
     }
 

@@ -29,10 +29,12 @@ pub(super) fn restore(ctx: &Ctx<'_>, trainer: &mut Trainer, course: &mut Course)
     let Some((_, dir)) = ctx.keep.and_then(|k| k.newest()) else { return Ok(()) };
     let path = dir.join(COURSE);
     let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
-    let before: Course = serde_json::from_str(&text)
-        .map_err(|e| Error::invalid("RECOVER-SAVED", format!("the checkpoint is damaged: {e}")).file(&path))?;
+    let before: Course = serde_json::from_str(&text).map_err(|e| {
+        Error::invalid("RECOVER-SAVED", format!("the checkpoint is damaged: {e}")).file(&path)
+    })?;
     if !course.continues(&before) {
-        ctx.monitor.log(Level::Warning, "what an earlier training saved is of another course: it begins anew");
+        ctx.monitor
+            .log(Level::Warning, "what an earlier training saved is of another course: it begins anew");
         return Ok(());
     }
     trainer.restore(&dir)?;
