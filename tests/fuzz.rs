@@ -272,3 +272,13 @@ fn layers_that_no_weight_backs_are_refused_before_they_are_built() {
     let e = tinsmith::formats::load(&path).unwrap_err();
     assert!(e.code() == "CONFIG-LAYERS" && e.kind().exit_code() == 3, "{e}");
 }
+
+#[test]
+fn tables_of_too_many_positions_are_refused_before_they_are_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("long.gguf");
+    fs::copy(corpus("gguf").join("seed-long-context"), &path).unwrap();
+    let e = tinsmith::formats::load(&path).unwrap_err();
+    assert!(e.code() == "CONTEXT-LONG" && e.kind().exit_code() == 5, "{e}");
+    assert!(e.to_string().contains("--context"), "{e}");
+}

@@ -157,7 +157,7 @@ pub fn recover(
     };
     saved::restore(ctx, &mut trainer, &mut course)?;
     let run = Run { trainer, course, schedule, teacher, data, head, settings, ctx };
-    run.to_the_end(graph, report)
+    run.finish(graph, report)
 }
 
 /// Training data, else those of calibration.
@@ -223,7 +223,7 @@ impl Run<'_> {
         if self.teacher.is_some() { Objective::Reference } else { Objective::Likelihood }
     }
 
-    fn to_the_end(mut self, graph: &Graph, report: &mut PassReport) -> Result<Graph> {
+    fn finish(mut self, graph: &Graph, report: &mut PassReport) -> Result<Graph> {
         let monitor = self.ctx.monitor;
         monitor.phase("recover", Some(self.course.steps));
         monitor.progress(self.course.step);

@@ -1,7 +1,7 @@
 //! Rotary position embeddings: base and scaling enter, tables of cosines and sines leave. Knows no graph.
 
 use super::fields::Fields;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// How the frequencies of a model were stretched beyond the context that it was first trained on.
@@ -86,6 +86,16 @@ impl Rope {
     /// trained with.
     pub(super) fn tables(&self, positions: usize) -> Result<(Tensor, Tensor)> {
         let (frequencies, amplitude) = (self.frequencies(), self.amplitude());
+        if positions.saturating_mul(frequencies.len()) > MOST {
+            return Err(Error::limit_exceeded(
+                "CONTEXT-LONG",
+                "the tables of so many positions are too large",
+            )
+            .field("context_length")
+            .found(positions)
+            .limit(MOST / frequencies.len().max(1))
+            .hint("import with fewer positions: --context N"));
+        }
         let mut cos = Vec::with_capacity(positions * frequencies.len());
         let mut sin = Vec::with_capacity(positions * frequencies.len());
         for p in 0..positions {
@@ -99,6 +109,9 @@ impl Rope {
         Ok((Tensor::from_vec(shape.clone(), cos)?, Tensor::from_vec(shape, sin)?))
     }
 }
+
+/// Most elements of a table: a million positions of heads of 128.
+const MOST: usize = 1 << 26;
 
 /// Reads the rotary settings of a `config.json`, in the older spelling (`rope_theta`, `rope_scaling`) and in
 /// the newer one (`rope_parameters`). `section` is the object that holds the scaling, where there is

@@ -7,6 +7,9 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+/// Tells the draw of held-out rows from those of epochs.
+const HOLD_OUT: u64 = 0x6865_6c64;
+
 /// Everything that decides about the next step beside the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Course {
@@ -37,7 +40,7 @@ impl Course {
             n => n,
         };
         let mut rows: Vec<usize> = (0..data.len()).collect();
-        rows.shuffle(&mut ChaCha8Rng::seed_from_u64(seed ^ 0x68_65_6c_64));
+        rows.shuffle(&mut ChaCha8Rng::seed_from_u64(seed ^ HOLD_OUT));
         let most = HELD_OUT.min(rows.len().saturating_sub(1));
         let out = ((settings.hold_out * rows.len() as f64).ceil() as usize)
             .clamp(usize::from(settings.hold_out > 0.0), most);
