@@ -235,28 +235,15 @@ impl Run<'_> {
         let begin = Instant::now();
         let mut saved = Instant::now();
         let mut tokens = 0u64;
-        while !self.course.over(self.settings.patience) {
-            let step = self.course.step;
-            match self.step() {
-                Ok((loss, seen)) => {
-                    tokens += seen;
-                    monitor.metric("loss", step, loss);
-                    monitor.metric("rate", step, self.schedule.at(step));
-                }
+        loop {
+            match self.advance() {
+                Ok(Some(seen)) => tokens += seen,
+                Ok(None) => break,
                 Err(e) if e.kind() == crate::error::Kind::Stopped => {
                     self.save_if(saved::bytes(&self.trainer) <= QUICK)?;
                     return Err(e);
                 }
-                Err(e) => return Err(e.field(format!("training step {step}"))),
-            }
-            self.course.step += 1;
-            monitor.progress(self.course.step);
-            if self.course.looks_now() {
-                let held_out = self.look()?;
-                monitor.metric("held_out", self.course.step, held_out);
-                if self.course.note(held_out) {
-                    self.trainer.mark()?;
-                }
+                Err(e) => return Err(e.field(format!("training step {}", self.course.step))),
             }
             if saved.elapsed().as_secs() >= SAVE_EVERY {
                 self.save_if(true)?;
@@ -284,6 +271,30 @@ impl Run<'_> {
             );
         }
         self.trainer.best(graph)
+    }
+
+    /// The look that is due, then one step: its tokens, none where training is over. What was done when
+    /// it is stopped in between is part of the course.
+    fn advance(&mut self) -> Result<Option<u64>> {
+        let monitor = self.ctx.monitor;
+        if self.course.due {
+            let held_out = self.look()?;
+            monitor.metric("held_out", self.course.step, held_out);
+            if self.course.note(held_out) {
+                self.trainer.mark()?;
+            }
+        }
+        if self.course.over(self.settings.patience) {
+            return Ok(None);
+        }
+        let step = self.course.step;
+        let (loss, seen) = self.step()?;
+        self.course.step += 1;
+        self.course.due = self.course.looks_now();
+        monitor.metric("loss", step, loss);
+        monitor.metric("rate", step, self.schedule.at(step));
+        monitor.progress(self.course.step);
+        Ok(Some(seen))
     }
 
     fn save_if(&self, now: bool) -> Result<()> {

@@ -15,6 +15,8 @@ const HOLD_OUT: u64 = 0x6865_6c64;
 pub(super) struct Course {
     /// Steps that are done.
     pub(super) step: u64,
+    /// Whether the held-out rows are to be looked at before the next step.
+    pub(super) due: bool,
     /// Steps in all.
     pub(super) steps: u64,
     /// Held-out loss before the first step.
@@ -61,6 +63,7 @@ impl Course {
         };
         Course {
             step: 0,
+            due: false,
             steps,
             first: f64::INFINITY,
             best: f64::INFINITY,
@@ -100,6 +103,7 @@ impl Course {
 
     /// Notes what was seen; whether it is the best so far. Without held-out rows the last is the best.
     pub(super) fn note(&mut self, loss: f64) -> bool {
+        self.due = false;
         let better = loss < self.best || self.held_out.is_empty();
         if better {
             (self.best, self.best_step, self.worse) = (loss, self.step, 0);
