@@ -135,13 +135,6 @@ impl DataSet {
         Ok(DataSet { spec: text.into(), input, labels, classes, hash, notes })
     }
 
-    /// Forgets all rows but the first `rows`; the hash stays that of the whole.
-    pub fn keep_first(&mut self, rows: usize) {
-        let kept: Vec<usize> = (0..self.len().min(rows)).collect();
-        self.input = self.input.selected(0, &kept);
-        self.labels.truncate(rows);
-    }
-
     /// The spec it was read from.
     pub fn spec(&self) -> &str {
         &self.spec

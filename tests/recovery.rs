@@ -1,8 +1,8 @@
 //! Training after a cut: it helps, and a training that was stopped ends with the same bits as one that
 //! was not.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tinsmith::error::Result;
 use tinsmith::evaluate::samples::Samples;
@@ -14,12 +14,12 @@ use tinsmith::passes::{Ctx, Keep, PassReport, by_name};
 /// Keeps one state in a directory, as a job does.
 struct Kept {
     dir: PathBuf,
-    newest: std::sync::Mutex<RefCell<Option<u64>>>,
+    newest: Mutex<Option<u64>>,
 }
 
 impl Kept {
     fn new(dir: &Path) -> Kept {
-        Kept { dir: dir.into(), newest: std::sync::Mutex::new(RefCell::new(None)) }
+        Kept { dir: dir.into(), newest: Mutex::new(None) }
     }
 }
 
@@ -28,11 +28,11 @@ impl Keep for Kept {
         let dir = self.dir.join(step.to_string());
         std::fs::create_dir_all(&dir).unwrap();
         fill(&dir)?;
-        *self.newest.lock().unwrap().borrow_mut() = Some(step);
+        *self.newest.lock().unwrap() = Some(step);
         Ok(())
     }
     fn newest(&self) -> Option<(u64, PathBuf)> {
-        let step = (*self.newest.lock().unwrap().borrow())?;
+        let step = (*self.newest.lock().unwrap())?;
         Some((step, self.dir.join(step.to_string())))
     }
     fn settled(&self, _: &str) -> Result<Option<f64>> {

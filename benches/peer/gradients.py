@@ -11,31 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers as tf
 
-MASK = (1 << 64) - 1
-
-
-def uniform(name, count):
-    """Numbers in [-1, 1) from splitmix64, seeded with the FNV-1a hash of the name."""
-    seed = 0xCBF29CE484222325
-    for byte in name.encode():
-        seed = ((seed ^ byte) * 0x100000001B3) & MASK
-    z = (np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
-
-
-def weight(name, shape):
-    u = uniform(name, int(np.prod(shape)))
-    if len(shape) >= 2:
-        value = u * np.float32(1.7 / np.sqrt(shape[-1]))
-    elif name.endswith("bias"):
-        value = u * np.float32(0.1)
-    else:
-        value = np.float32(1) + u * np.float32(0.2)
-    return value.reshape(shape).astype(np.float32)
-
+from architectures import uniform, weight
 
 MODELS = {
     "llama": (tf.LlamaConfig, tf.LlamaForCausalLM),

@@ -84,12 +84,6 @@ impl TokenSet {
         Ok(TokenSet { rows, labels: Vec::new(), pad, cut: 0, hash })
     }
 
-    /// Forgets all rows but the first `rows`; the hash stays that of the whole.
-    pub fn keep_first(&mut self, rows: usize) {
-        self.rows.truncate(rows);
-        self.labels.truncate(rows);
-    }
-
     /// Number of rows.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {

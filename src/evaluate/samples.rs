@@ -13,6 +13,7 @@ use crate::formats::Tokenizer;
 use crate::graph::Graph;
 use crate::runtime::Port;
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 /// Tokens of a row where neither the caller nor the model states fewer.
 pub const LENGTH: usize = 256;
@@ -50,15 +51,17 @@ pub struct Batch {
 
 #[derive(Debug, Clone)]
 enum Rows {
-    Numbers { data: DataSet, input: String, form: InputForm },
-    Texts { tokens: TokenSet, ports: Vec<Port>, causal: bool },
-    Given(Vec<Batch>),
+    Numbers { data: Arc<DataSet>, input: String, form: InputForm },
+    Texts { tokens: Arc<TokenSet>, ports: Vec<Port>, causal: bool },
+    Given(Arc<Vec<Batch>>),
 }
 
 /// Rows of data as one model takes them.
 #[derive(Debug, Clone)]
 pub struct Samples {
     rows: Rows,
+    /// Rows behind these are left out.
+    limit: usize,
     size: usize,
     hash: String,
 }
@@ -86,7 +89,8 @@ impl Samples {
 
     /// Batches as they are; each counts as one row.
     pub fn given(batches: Vec<Batch>) -> Samples {
-        Samples { rows: Rows::Given(batches), size: 1, hash: String::new() }
+        let rows = Rows::Given(Arc::new(batches));
+        Samples { rows, limit: usize::MAX, size: 1, hash: String::new() }
     }
 
     fn numbers(data: DataSet, graph: &Graph) -> Result<Samples> {
@@ -95,7 +99,8 @@ impl Samples {
         let fitting = BYTES / (width * data.input().dtype().byte_len(1).map_or(4, |n| n as usize)).max(1);
         let size = form.batch(fitting.clamp(1, ROWS));
         let hash = data.hash().to_string();
-        Ok(Samples { rows: Rows::Numbers { data, input, form }, size, hash })
+        let rows = Rows::Numbers { data: Arc::new(data), input, form };
+        Ok(Samples { rows, limit: usize::MAX, size, hash })
     }
 
     fn texts(
@@ -119,7 +124,8 @@ impl Samples {
         let hash = tokens.hash().to_string();
         Ok(Samples {
             size: (TOKENS / longest.max(1)).max(1),
-            rows: Rows::Texts { tokens, ports, causal },
+            rows: Rows::Texts { tokens: Arc::new(tokens), ports, causal },
+            limit: usize::MAX,
             hash,
         })
     }
@@ -136,25 +142,20 @@ impl Samples {
         Ok(rebound)
     }
 
-    /// The first `rows` of them.
+    /// The first `rows` of them; the hash stays that of the whole.
     pub fn first(&self, rows: usize) -> Samples {
-        let mut first = self.clone();
-        match &mut first.rows {
-            Rows::Numbers { data, .. } => data.keep_first(rows),
-            Rows::Texts { tokens, .. } => tokens.keep_first(rows),
-            Rows::Given(batches) => batches.truncate(rows),
-        }
-        first
+        Samples { limit: self.limit.min(rows), ..self.clone() }
     }
 
     /// Rows.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        match &self.rows {
+        let all = match &self.rows {
             Rows::Numbers { data, .. } => data.len(),
             Rows::Texts { tokens, .. } => tokens.len(),
             Rows::Given(batches) => batches.len(),
-        }
+        };
+        all.min(self.limit)
     }
 
     /// Rows of a batch that fits into memory beside its activations.

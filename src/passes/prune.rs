@@ -408,9 +408,21 @@ impl Pass for Prune {
     fn estimate(&self, graph: &Graph) -> Estimate {
         let bytes: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         let largest = graph.initializers().map(|(_, t)| t.byte_len()).max().unwrap_or(0);
+        // Where the model runs, its weights are held as f32.
+        let weights: u64 = graph.initializers().map(|(_, t)| 4 * t.len() as u64).sum();
+        let settings = &self.settings;
+        let mut copies = u64::from(self.needs_calibration().is_some());
+        if settings.criterion == Criterion::LlmPruner {
+            copies += 2;
+        }
+        if let Some(recover) = &settings.recover {
+            // Weights, gradients, two moments and the best weights; the original beside them.
+            copies = copies.max(5 + u64::from(recover.towards == recover::Towards::Reference));
+        }
+        let moments = if settings.repair == Repair::Ridge { MOMENTS } else { 0 };
         Estimate {
-            seconds: 0.1 + bytes as f64 / 4e8,
-            memory: Bytes(2 * largest),
+            seconds: 0.1 + bytes as f64 / 4e8 + (copies * weights) as f64 / 1e8,
+            memory: Bytes(2 * largest + copies * weights + moments),
             disk: Bytes((bytes as f64 * (1.0 - self.settings.ratio)) as u64),
         }
     }
