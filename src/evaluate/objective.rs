@@ -4,7 +4,8 @@
 use super::samples::{Batch, Samples, Targets};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Type};
-use crate::kernels::likelihood;
+use crate::kernels::divergence;
+use crate::kernels::softmax::cross_entropy;
 use crate::ops::float::{Float, Scalar, elements, real};
 use crate::tensor::{Tensor, Value};
 use candle_core::Device;
@@ -122,11 +123,11 @@ impl Head {
         let (sum, grad) = match (reference, self.scores) {
             (None, _) => {
                 let target = |row: usize| rows.target(row);
-                likelihood::negative_log_likelihood(&values, rows.width, &target, scale)
+                cross_entropy(rows.width, &values, &target, 0.0, scale)
             }
             (Some(r), true) => {
                 let counts = |row: usize| rows.counts(row);
-                likelihood::divergence(&values, &elements::<T>(r)?, rows.width, &counts, scale)
+                divergence::divergence(&values, &elements::<T>(r)?, rows.width, &counts, scale)
             }
             (Some(r), false) => distance(&values, &elements::<T>(r)?, rows, scale),
         };

@@ -1,6 +1,7 @@
 //! Losses on the outputs of a graph, each with its gradient.
 
 use crate::error::{Error, Result};
+use crate::kernels::real::Real;
 use crate::kernels::softmax::cross_entropy as kernel;
 use crate::ops::float::{self, Float, real};
 
@@ -23,8 +24,10 @@ pub fn cross_entropy(logits: &Float, labels: &[usize], epsilon: f64) -> Result<(
             .limit(format!("below {classes}")));
     }
     real!(logits.dtype(), T => {
-        let (loss, grad) = kernel::<T>(classes, &float::elements::<T>(logits)?, labels, epsilon);
-        Ok((loss, float::tensor(grad, logits.dims(), logits.dtype())?))
+        let scale = 1.0 / rows.max(1) as f64;
+        let label = |row: usize| labels.get(row).copied();
+        let (sum, grad) = kernel::<T>(classes, &float::elements::<T>(logits)?, &label, epsilon, T::of(scale));
+        Ok((sum * scale, float::tensor(grad, logits.dims(), logits.dtype())?))
     })
 }
 

@@ -190,76 +190,76 @@ pub fn backward<T: Analytic + Lanes>(axis: Axis, log: bool, y: &[T], dy: &[T]) -
     }
 }
 
+/// One row against its label.
 struct CrossEntropy<'a, T> {
-    classes: usize,
     /// Part of the target that all classes share, and part of the labelled one alone.
     shared: T,
     own: T,
-    /// Gradients are multiplied with this.
+    /// The gradient is multiplied with this.
     scale: T,
+    label: usize,
     x: &'a [T],
-    labels: &'a [usize],
     dx: &'a mut [MaybeUninit<T>],
-    losses: &'a mut [f64],
 }
 impl<T: Analytic> Loop for CrossEntropy<'_, T> {
-    type Out = ();
+    type Out = f64;
     #[inline(always)]
-    fn run(self) {
-        let rows = self.x.chunks_exact(self.classes).zip(self.dx.chunks_exact_mut(self.classes));
-        for (((x, dx), label), loss) in rows.zip(self.labels).zip(self.losses) {
-            let top = lanes(x, T::LOWEST, |a, b| if b > a { b } else { a });
-            for (d, x) in dx.iter_mut().zip(x) {
-                d.write((*x - top).exp());
-            }
-            // SAFETY: every element was just written.
-            let dx = unsafe { &mut *(dx as *mut [MaybeUninit<T>] as *mut [T]) };
-            let sum = lanes(dx, T::ZERO, |a, b| a + b);
-            let log_sum = top.wide() + sum.wide().ln();
-            *loss = self.own.wide() * (log_sum - x[*label].wide());
-            if self.shared != T::ZERO {
-                let total = lanes(x, T::ZERO, |a, b| a + b).wide();
-                *loss += self.shared.wide() * (self.classes as f64 * log_sum - total);
-            }
-            let (by, off) = (self.scale / sum, self.scale * self.shared);
-            dx.iter_mut().for_each(|d| *d = *d * by - off);
-            dx[*label] = dx[*label] - self.scale * self.own;
+    fn run(self) -> f64 {
+        let x = self.x;
+        let top = lanes(x, T::LOWEST, |a, b| if b > a { b } else { a });
+        for (d, x) in self.dx.iter_mut().zip(x) {
+            d.write((*x - top).exp());
         }
+        // SAFETY: every element was just written; both are one row long.
+        let dx = unsafe { &mut *(self.dx as *mut [MaybeUninit<T>] as *mut [T]) };
+        let sum = lanes(dx, T::ZERO, |a, b| a + b);
+        let log_sum = top.wide() + sum.wide().ln();
+        let mut loss = self.own.wide() * (log_sum - x[self.label].wide());
+        if self.shared != T::ZERO {
+            let total = lanes(x, T::ZERO, |a, b| a + b).wide();
+            loss += self.shared.wide() * (x.len() as f64 * log_sum - total);
+        }
+        let (by, off) = (self.scale / sum, self.scale * self.shared);
+        dx.iter_mut().for_each(|d| *d = *d * by - off);
+        dx[self.label] = dx[self.label] - self.scale * self.own;
+        loss
     }
 }
 
-/// Softmax cross entropy of rows of `classes` logits against labels smoothed by `epsilon`, averaged over
-/// the rows, and its gradient. The loss is summed in row order whatever the number of threads.
+/// Softmax cross entropy of rows of `classes` logits against their labels, smoothed by `epsilon`: summed
+/// over the rows that have one (in row order whatever the number of threads), and its gradient times
+/// `scale`, zero in the other rows.
+///
+/// # Panics
+/// Where `x` does not hold whole rows, or a label is no class.
 pub fn cross_entropy<T: Analytic + Lanes>(
     classes: usize,
     x: &[T],
-    labels: &[usize],
+    label: &(dyn Fn(usize) -> Option<usize> + Sync),
     epsilon: f64,
+    scale: T,
 ) -> (f64, Vec<T>) {
-    let rows = labels.len();
-    assert!(x.len() == rows * classes && labels.iter().all(|l| *l < classes), "a class for each row");
-    if rows == 0 {
+    if x.is_empty() {
         return (0.0, vec![]);
     }
-    let mut losses = vec![0f64; rows];
+    assert!(x.len().is_multiple_of(classes), "whole rows");
     let mut dx: Vec<T> = Vec::with_capacity(x.len());
-    dx.spare_capacity_mut()[..x.len()]
+    let losses: Vec<f64> = dx.spare_capacity_mut()[..x.len()]
         .par_chunks_exact_mut(classes)
-        .zip(losses.par_chunks_mut(1))
+        .zip(x.par_chunks_exact(classes))
         .enumerate()
-        .for_each(|(row, (dx, losses))| {
-            T::launch(CrossEntropy {
-                classes,
-                shared: T::of(epsilon / classes as f64),
-                own: T::of(1.0 - epsilon),
-                scale: T::of(1.0 / rows as f64),
-                x: &x[row * classes..][..classes],
-                labels: &labels[row..row + 1],
-                dx,
-                losses,
-            });
-        });
+        .map(|(row, (dx, x))| match label(row) {
+            None => {
+                cleared(dx);
+                0.0
+            }
+            Some(label) => {
+                let (shared, own) = (T::of(epsilon / classes as f64), T::of(1.0 - epsilon));
+                T::launch(CrossEntropy { shared, own, scale, label, x, dx })
+            }
+        })
+        .collect();
     // SAFETY: every row was written.
     unsafe { dx.set_len(x.len()) };
-    (losses.iter().sum::<f64>() / rows as f64, dx)
+    (losses.iter().sum(), dx)
 }

@@ -1,53 +1,9 @@
-//! Softmax rows against what they should be: loss and gradient in one go.
+//! Softmax rows against those of a reference: divergence and gradient in one go.
 
 use super::analytic::Analytic;
 use super::softmax::{Axis, forward};
 use super::wide::{Lanes, Loop};
 use rayon::prelude::*;
-
-/// Turns log-probabilities into probabilities times `scale`.
-struct Scaled<'a, T> {
-    row: &'a mut [T],
-    scale: T,
-}
-impl<T: Analytic> Loop for Scaled<'_, T> {
-    type Out = ();
-    #[inline(always)]
-    fn run(self) {
-        self.row.iter_mut().for_each(|v| *v = v.exp() * self.scale);
-    }
-}
-
-/// Negative log-likelihood in nats, summed over the rows of `logits` `[rows, width]` that have a target,
-/// and `scale` times its gradient, zero in the other rows.
-///
-/// # Panics
-/// Where a target is no index below `width`.
-pub fn negative_log_likelihood<T: Analytic + Lanes>(
-    logits: &[T],
-    width: usize,
-    target: &(dyn Fn(usize) -> Option<usize> + Sync),
-    scale: T,
-) -> (f64, Vec<T>) {
-    let mut out = forward(Axis { count: width, inner: 1 }, true, logits);
-    let losses: Vec<f64> = out
-        .par_chunks_mut(width.max(1))
-        .enumerate()
-        .map(|(row, values)| match target(row) {
-            None => {
-                values.fill(T::ZERO);
-                0.0
-            }
-            Some(t) => {
-                let loss = -values[t].wide();
-                T::launch(Scaled { row: values, scale });
-                values[t] = values[t] - scale;
-                loss
-            }
-        })
-        .collect();
-    (losses.iter().sum(), out)
-}
 
 /// One row of a divergence.
 struct Divergence<'a, T> {
@@ -105,6 +61,7 @@ pub fn divergence<T: Analytic + Lanes>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::softmax::cross_entropy;
 
     fn slopes(at: &[f64], loss: &dyn Fn(&[f64]) -> f64) -> Vec<f64> {
         let shifted = |i: usize, by: f64| {
@@ -120,8 +77,8 @@ mod tests {
         let z = [0.3, -1.2, 0.5, 2.0, 0.1, -0.4, 1.0, 1.0, 1.0];
         let p = [1.0, 0.2, -0.5, 0.0, 0.4, 0.9, 3.0, 2.0, 1.0];
         let target = |row: usize| [Some(2), None, Some(0)][row];
-        let (_, grad) = negative_log_likelihood(&z, 3, &target, 0.5);
-        let want = slopes(&z, &|v| 0.5 * negative_log_likelihood(v, 3, &target, 1.0).0);
+        let (_, grad) = cross_entropy(3, &z, &target, 0.1, 0.5);
+        let want = slopes(&z, &|v| 0.5 * cross_entropy(3, v, &target, 0.1, 1.0).0);
         assert!(grad.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-8), "{grad:?} {want:?}");
         assert_eq!(grad[3..6], [0.0; 3]);
         let counts = |row: usize| row != 1;
