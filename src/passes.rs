@@ -31,6 +31,8 @@ pub struct Ctx<'a> {
     pub calibration: Option<&'a Samples>,
     /// Data to train on, where the recipe names some.
     pub train: Option<&'a Samples>,
+    /// The model that the recipe began with, where that is not the step's input.
+    pub original: Option<&'a Graph>,
     /// Where work inside a step saves how far it has come.
     pub keep: Option<&'a dyn Keep>,
     /// Measures the latency of a graph on this machine, as a part of the step's input's.
@@ -43,7 +45,16 @@ pub type Meter<'a> = dyn Fn(&Graph) -> Result<f64> + Sync + 'a;
 impl<'a> Ctx<'a> {
     /// One thread, seed 0, no data.
     pub fn new(monitor: &'a dyn Monitor) -> Ctx<'a> {
-        Ctx { monitor, seed: 0, threads: 1, calibration: None, train: None, keep: None, latency: None }
+        Ctx {
+            monitor,
+            seed: 0,
+            threads: 1,
+            calibration: None,
+            train: None,
+            original: None,
+            keep: None,
+            latency: None,
+        }
     }
 }
 
@@ -133,6 +144,13 @@ pub trait Pass: Send + Sync {
     fn name(&self) -> &'static str;
     /// Fails early where the pass cannot run on this graph (missing data, nothing prunable).
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()>;
+    /// The settings of the steps that it stands for, one behind another, where that is not itself alone.
+    ///
+    /// # Errors
+    /// `Internal` where settings cannot be written.
+    fn rounds(&self) -> Result<Option<Vec<toml::Table>>> {
+        Ok(None)
+    }
     /// What of it looks at calibration data, for people, where it cannot do without.
     fn needs_calibration(&self) -> Option<String> {
         None

@@ -12,8 +12,8 @@ use tinsmith::graph::coupling::Kind;
 use tinsmith::graph::{Edit, Graph, Type, ValueId};
 use tinsmith::monitor::Silent;
 use tinsmith::ops::{Attr, Attributes, Dim};
-use tinsmith::passes::prune::{Decision, Settings, decide, mask, slice};
-use tinsmith::passes::{Ctx, by_name};
+use tinsmith::passes::prune::{Decision, Settings, decide, decide_with, mask, slice};
+use tinsmith::passes::{Ctx, Keep, by_name};
 use tinsmith::runtime::{Session, SessionOptions};
 use tinsmith::tensor::{DType, Tensor};
 
@@ -569,6 +569,67 @@ fn the_ratio_is_met_within_one_rounding_unit() {
             }
         }
     }
+}
+
+/// What was settled by measuring, as a job keeps it.
+#[derive(Default)]
+struct Settled(std::sync::Mutex<std::collections::BTreeMap<String, f64>>);
+
+impl Keep for Settled {
+    fn save(
+        &self,
+        _: u64,
+        _: &mut dyn FnMut(&Path) -> tinsmith::error::Result<()>,
+    ) -> tinsmith::error::Result<()> {
+        Ok(())
+    }
+    fn newest(&self) -> Option<(u64, std::path::PathBuf)> {
+        None
+    }
+    fn settled(&self, name: &str) -> tinsmith::error::Result<Option<f64>> {
+        Ok(self.0.lock().unwrap().get(name).copied())
+    }
+    fn settle(&self, name: &str, value: f64) -> tinsmith::error::Result<()> {
+        self.0.lock().unwrap().insert(name.into(), value);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_latency_is_met_by_measuring_and_settled_for_good() {
+    let mut net = Net::new(17);
+    let x = net.input(&[1, 3, 8, 8]);
+    let mut y = x;
+    for (i, (from, to)) in [(3, 64), (64, 96), (96, 64)].into_iter().enumerate() {
+        y = net.conv(&format!("c{i}"), y, from, to, 1);
+        y = net.op("Relu", &[y], &[]);
+    }
+    let graph = net.head(y, 64);
+    let whole = parameters(&graph) as f64;
+    // A machine on which a fifth of the time does not depend on the weights.
+    let measured = std::sync::atomic::AtomicUsize::new(0);
+    let latency = |g: &Graph| {
+        measured.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(0.2 + 0.8 * parameters(g) as f64 / whole)
+    };
+    let keep = Settled::default();
+    let ctx = Ctx { latency: Some(&latency), keep: Some(&keep), ..Ctx::new(&Silent) };
+    let wanted = settings("target = { latency = 0.6 }");
+    let decision = decide_with(&graph, &wanted, &ctx).unwrap();
+    let part = latency(&slice(&graph, &decision).unwrap()).unwrap();
+    assert!((0.5..=0.6).contains(&part), "{part}");
+    let tries = measured.swap(0, std::sync::atomic::Ordering::Relaxed);
+    assert!((2..=8).contains(&tries), "{tries}");
+    // Another start goes by what was settled and measures nothing.
+    let again = decide_with(&graph, &wanted, &ctx).unwrap();
+    assert_eq!(again.leaves, decision.leaves);
+    assert_eq!(measured.load(std::sync::atomic::Ordering::Relaxed), 0);
+    // Below what the machine can do, the error names the least that was found.
+    let e =
+        decide_with(&graph, &settings("target = { latency = 0.1 }"), &Ctx { keep: None, ..ctx }).unwrap_err();
+    assert_eq!((e.code(), e.field_path()), ("PRUNE-TARGET", Some("step.target")), "{e}");
+    let e = decide(&graph, &wanted, &Silent).unwrap_err();
+    assert_eq!(e.code(), "PRUNE-LATENCY");
 }
 
 #[test]

@@ -147,6 +147,26 @@ fn head_groups_leave_whole_with_their_cache() {
     }
 }
 
+/// Every layer reads the width of the stream: it stays unless it is asked for.
+#[test]
+fn the_width_shrinks_only_when_asked_to() {
+    let net = Decoder { layers: 1, ..Decoder::default() };
+    let graph = net.graph();
+    let width = |text: &str| {
+        let settings: Settings = toml::from_str(text).unwrap();
+        let decision = decide(&graph, &settings, &Silent).unwrap();
+        let group = decision.coupled.groups().iter().find(|g| g.kind == Kind::Width).unwrap();
+        (decision.kept(group), decision.stays[group.id].clone().unwrap_or_default())
+    };
+    let (kept, why) = width("ratio = 0.4\nround_to = 1");
+    assert_eq!(kept, net.hidden);
+    assert!(why.contains("width = true"), "{why}");
+    for text in ["ratio = 0.4\nround_to = 1\nwidth = true", "round_to = 1\nratios = { width = 0.25 }"] {
+        let (kept, why) = width(text);
+        assert!(kept < net.hidden, "{text}: {why}");
+    }
+}
+
 #[test]
 fn neurons_of_a_gated_layer_leave_together() {
     let net = Decoder { layers: 1, ..Decoder::default() };

@@ -204,6 +204,54 @@ fn a_recipe_leaves_a_variant_a_report_and_what_it_was_settled_on() {
     assert_eq!(home.reference(&recipe), made.sha256, "the same recipe gives the same bits");
 }
 
+/// A step in rounds is as many steps: each cuts the same part of what it finds and trains towards the
+/// model that the recipe began with, and a worker that was killed in between ends with the same bits.
+#[test]
+fn a_step_in_rounds_cuts_and_trains_each_time() {
+    let home = Home::new();
+    net(&home.at("wide.onnx"), 64);
+    let recover = toml::from_str::<toml::Table>("steps = 3\nrate = 1e-3\nlooks = 1").unwrap();
+    let step = |rounds: i64| {
+        Step::new("prune")
+            .with("ratio", 0.5)
+            .with("round_to", 4)
+            .with("rounds", rounds)
+            .with("recover", recover.clone())
+    };
+    let recipe = |name: &str, rounds| {
+        let mut recipe = home.recipe(name, "wide.onnx", &[step(rounds)]);
+        recipe.data.calibration = Some("digits:train#0..64".into());
+        recipe
+    };
+    let parameters = |job: &JobHandle| -> u64 {
+        let path = job.artifact(&job.state().artifacts[0].path).unwrap();
+        let graph = formats::load(&path).unwrap().graph;
+        graph.initializers().map(|(_, t)| t.len() as u64).sum()
+    };
+    let once = home.submit(&Request::Run { recipe: recipe("once", 1) });
+    assert_eq!(home.start(&once).wait().unwrap().code(), Some(0), "{:?}", once.status());
+    let job = home.submit(&Request::Run { recipe: recipe("rounds", 2) });
+    let mut worker = home.start(&job);
+    until("the first round", || job.state().checkpoint.is_some());
+    signal(&worker, rustix::process::Signal::KILL);
+    worker.wait().unwrap();
+    if job.status().status != Status::Finished {
+        home.ok(&["jobs", "resume", job.id.as_str()]);
+    }
+    let state = job.state();
+    assert_eq!(state.steps.len(), 2);
+    assert!(state.steps[1].contains("ratio=0.2929"), "{:?}", state.steps);
+    for number in ["01", "02"] {
+        let path = job.dir.join(format!("artifacts/{number}-prune.report.json"));
+        let report: tinsmith::passes::PassReport = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        assert!((report.facts["ratio"] - 0.2929).abs() < 0.05, "{:?}", report.facts);
+        assert_eq!(report.facts["recover_steps"], 3.0);
+    }
+    let (one, two) = (parameters(&once) as f64, parameters(&job) as f64);
+    assert!((one - two).abs() / one < 0.08, "{one} {two}");
+    assert_eq!(artifact(&job), home.reference(&recipe("rounds", 2)));
+}
+
 #[test]
 fn results_depend_on_the_stated_threads_not_on_the_machine() {
     let home = Home::new();

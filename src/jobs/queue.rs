@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// How long a started worker may take to hold its job.
 const START: Duration = Duration::from_secs(10);
+/// What a worker runs with unless the environment says otherwise: the allocator keeps what it freed, since
+/// a training asks for the same sizes at each step, and candle's loops start no threads beside the pool.
+const WORKER_VARIABLES: [(&str, &str); 2] = [("MIMALLOC_PURGE_DELAY", "-1"), ("CANDLE_NUM_THREADS", "1")];
 /// How long a look at a job by somebody else may keep its lock.
 const GLANCE: Duration = Duration::from_millis(200);
 
@@ -104,6 +107,9 @@ fn start(job: &JobHandle, paths: &Paths, program: &Path) -> Result<()> {
     let mut command = Command::new(program);
     command.arg("--home").arg(paths.home()).arg("__worker").arg(&job.dir);
     command.stdin(Stdio::null()).stdout(output).stderr(errors);
+    for (name, value) in WORKER_VARIABLES.iter().filter(|(name, _)| std::env::var_os(name).is_none()) {
+        command.env(name, value);
+    }
     command.current_dir(if directory.is_dir() { directory.as_path() } else { Path::new("/") });
     let mut child = command.spawn().map_err(|e| {
         Error::died("WORKER-START", format!("cannot start the worker: {e}"))

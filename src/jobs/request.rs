@@ -2,7 +2,7 @@
 
 use super::store::{JobId, SCHEMA_VERSION, read_json};
 use crate::error::{Error, Result};
-use crate::plan::Recipe;
+use crate::plan::{Recipe, Step};
 use crate::save;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -96,6 +96,11 @@ struct Stored {
     request: Request,
 }
 
+/// The steps as they run; as written where their settings are wrong, which running tells.
+fn steps(recipe: &Recipe) -> Vec<Step> {
+    recipe.unrolled().unwrap_or_else(|_| recipe.steps.clone())
+}
+
 impl Request {
     /// For lists.
     pub fn about(&self) -> About {
@@ -104,7 +109,7 @@ impl Request {
                 name: recipe.name.clone(),
                 what: "run".into(),
                 model: recipe.model.clone(),
-                steps: recipe.steps.iter().map(|s| s.describe()).collect(),
+                steps: steps(recipe).iter().map(|s| s.describe()).collect(),
             },
             Request::Measure { name, models, data, .. } => About {
                 name: name.clone(),
@@ -164,7 +169,6 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Step;
 
     #[test]
     fn requests_survive_the_disk() {

@@ -11,6 +11,7 @@ mod importance;
 mod mask;
 mod repair;
 mod report;
+mod rounds;
 mod select;
 mod sensitivity;
 mod settings;
@@ -30,7 +31,7 @@ use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node, recover};
 use crate::analysis::{self, Summary};
 use crate::error::{Error, Result};
 use crate::graph::constants::Constants;
-use crate::graph::coupling::{self, Coupled, Group};
+use crate::graph::coupling::{self, Coupled, Group, Kind};
 use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
 use crate::units::Bytes;
@@ -152,6 +153,14 @@ fn why_it_stays(
         if let Some(name) = names.iter().find(|n| matches(pattern, n)) {
             return Some(format!("\"{name}\" is excluded by \"{pattern}\""));
         }
+    }
+    let asked = || {
+        settings.ratios.keys().any(|k| *k == group.kind.to_string() || names.iter().any(|n| matches(k, n)))
+    };
+    if group.kind == Kind::Width && !settings.width && !asked() {
+        return Some(
+            "it is the width that all layers share; width = true or a ratio of its own cuts it".into(),
+        );
     }
     let floor = select::floor(group.units, settings);
     (floor >= group.units).then(|| format!("{} units are the fewest to keep", group.units))
@@ -381,6 +390,10 @@ impl Pass for Prune {
         self.settings.target.is_some_and(|t| t.latency.is_some())
     }
 
+    fn rounds(&self) -> Result<Option<Vec<toml::Table>>> {
+        if self.settings.rounds > 1 { self.settings.in_rounds().map(Some) } else { Ok(None) }
+    }
+
     fn needs_calibration(&self) -> Option<String> {
         let Settings { criterion, repair, .. } = self.settings;
         match (criterion.needs_data(), repair) {
@@ -434,7 +447,7 @@ impl Pass for Prune {
             _ => self.units(graph, ctx, &mut report)?,
         };
         if let Some(settings) = &self.settings.recover {
-            pruned = recover::recover(&pruned, graph, settings, ctx, &mut report)?;
+            pruned = recover::recover(&pruned, ctx.original.unwrap_or(graph), settings, ctx, &mut report)?;
         }
         let options = analysis::Options::default();
         let (before, after) =

@@ -2,6 +2,7 @@
 
 use super::goal::Goal;
 use crate::error::{Error, Result};
+use crate::passes;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -24,6 +25,11 @@ pub struct DataSpec {
     /// Most tokens of a row, where the data are texts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<usize>,
+}
+
+/// Four significant digits.
+fn short(f: f64) -> f64 {
+    format!("{f:.3e}").parse().unwrap_or(f)
 }
 
 /// One step: the pass and its settings, which the pass itself reads and checks.
@@ -52,6 +58,7 @@ impl Step {
         for (k, v) in &self.settings {
             out.push_str(&match v {
                 toml::Value::String(s) => format!(" {k}={s}"),
+                toml::Value::Float(f) => format!(" {k}={}", short(*f)),
                 other => format!(" {k}={other}"),
             });
         }
@@ -130,6 +137,24 @@ impl Recipe {
                 .limit(SCHEMA_VERSION));
         }
         Ok(recipe)
+    }
+
+    /// The steps as they run: one that states rounds is as many steps.
+    ///
+    /// # Errors
+    /// `Usage` where settings of a step are wrong.
+    pub fn unrolled(&self) -> Result<Vec<Step>> {
+        let mut steps = Vec::with_capacity(self.steps.len());
+        for (index, step) in self.steps.iter().enumerate() {
+            let pass =
+                passes::by_name(&step.pass, &step.settings).map_err(|e| e.field(format!("step[{index}]")))?;
+            match pass.rounds()? {
+                Some(rounds) => steps
+                    .extend(rounds.into_iter().map(|settings| Step { pass: step.pass.clone(), settings })),
+                None => steps.push(step.clone()),
+            }
+        }
+        Ok(steps)
     }
 
     /// The recipe as TOML.

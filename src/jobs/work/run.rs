@@ -80,13 +80,15 @@ impl Work for Run {
             .build()
             .map_err(|e| Error::internal("THREADS", format!("cannot start threads: {e}")))?;
 
+        let steps = recipe.unrolled()?;
+        let original = source.graph.clone();
         let mut saved = ctx.done.map(|c| c.dir.clone());
         let mut graph = match &saved {
             Some(dir) => formats::load(&dir.join(MODEL))?.graph,
             None => source.graph,
         };
         let first = usize::try_from(ctx.first_step()).unwrap_or(usize::MAX);
-        for (index, step) in recipe.steps.iter().enumerate().skip(first) {
+        for (index, step) in steps.iter().enumerate().skip(first) {
             let inside = Inside::of(ctx, index as u64)?;
             let watch = OnceLock::new();
             let latency = |pruned: &Graph| -> Result<f64> {
@@ -103,6 +105,7 @@ impl Work for Run {
                 threads: resolved.threads,
                 calibration: calibration.as_ref(),
                 train: train.as_ref(),
+                original: (index > 0).then_some(&original),
                 keep: Some(&inside),
                 latency: Some(&latency),
             };

@@ -35,6 +35,9 @@ pub enum Of {
     Total,
 }
 
+/// Most rounds of a step.
+const MOST_ROUNDS: usize = 100;
+
 /// Settings of the pass.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -78,6 +81,13 @@ pub struct Settings {
     pub normalize: Option<Normalize>,
     /// What leaves at once, by criteria of blocks.
     pub unit: Unit,
+    /// Whether the width of a residual stream shrinks with the rest. Every layer reads it through a norm, so
+    /// that a cut changes all of them at once, and criteria that look at one layer do not see that. A
+    /// ratio of its own in `ratios` cuts it in any case.
+    pub width: bool,
+    /// How many times is cut, repaired and trained, each time by the same part, until `ratio` or `target` is
+    /// met.
+    pub rounds: usize,
     /// How what is left makes up for what was taken.
     pub repair: Repair,
     /// Penalty of `repair = "ridge"` on changes, relative to the mean square of what the product reads.
@@ -112,6 +122,8 @@ impl Default for Settings {
             slope: Slope::default(),
             normalize: None,
             unit: Unit::default(),
+            width: false,
+            rounds: 1,
             repair: Repair::default(),
             ridge: 0.01,
             recover: None,
@@ -166,6 +178,10 @@ impl Settings {
         }
         if !(self.ridge >= 0.0 && self.ridge.is_finite()) {
             return refuse("ridge", "the penalty is out of range", self.ridge.to_string(), "0 or more");
+        }
+        if !(1..=MOST_ROUNDS).contains(&self.rounds) {
+            let limit = format!("from 1 to {MOST_ROUNDS}");
+            return refuse("rounds", "the number of rounds is out of range", self.rounds.to_string(), &limit);
         }
         if self.round_to == 0 {
             return refuse("round_to", "counts cannot be multiples of zero", "0".into(), "at least 1");
