@@ -5,6 +5,7 @@ use crate::cache;
 use std::path::Path;
 use tinsmith::analysis;
 use tinsmith::evaluate::parity::parity;
+use tinsmith::evaluate::samples::{Batch, Samples};
 use tinsmith::execute::Executor;
 use tinsmith::formats;
 use tinsmith::graph::constants::Constants;
@@ -630,6 +631,34 @@ fn a_latency_is_met_by_measuring_and_settled_for_good() {
     assert_eq!((e.code(), e.field_path()), ("PRUNE-TARGET", Some("step.target")), "{e}");
     let e = decide(&graph, &wanted, &Silent).unwrap_err();
     assert_eq!(e.code(), "PRUNE-LATENCY");
+}
+
+/// What is assumed of open sizes does not fit every model; data have sizes that do.
+#[test]
+fn operations_of_open_sizes_are_counted_as_the_data_have_them() {
+    let mut net = Net::new(17);
+    let ty = Type::Tensor {
+        dtype: DType::F32,
+        shape: Some(vec![Dim::from(1usize), Dim::from(3usize), Dim::unknown(), Dim::symbol("w")]),
+    };
+    let x = net.edit.add_input("x", ty);
+    let mut y = net.conv("c0", x, 3, 64, 1);
+    y = net.op("Relu", &[y], &[]);
+    y = net.conv("c1", y, 64, 64, 1);
+    // Fits no size but this one.
+    let plane = net.weight("plane", &[1, 1, 12, 10]);
+    y = net.op("Add", &[y, plane], &[]);
+    let graph = net.head(y, 64);
+    let wanted = settings("target = { macs = 0.7 }\nround_to = 1");
+    let inputs = vec![("x".to_string(), Noise(3).tensor(&[1, 3, 12, 10]))];
+    let batch = Batch { inputs, rows: 1, tokens: 1, ..Batch::default() };
+    let data = Samples::given(vec![batch]);
+    let ctx = Ctx { calibration: Some(&data), ..Ctx::new(&Silent) };
+    let pruned = slice(&graph, &decide_with(&graph, &wanted, &ctx).unwrap()).unwrap();
+    let sizes =
+        analysis::Options { bindings: [("x.2".into(), 12), ("w".into(), 10)].into(), ..Default::default() };
+    let macs = |g: &Graph| analysis::summarize(g, &sizes).unwrap().macs as f64;
+    assert!((0.65..=0.7).contains(&(macs(&pruned) / macs(&graph))), "{}", macs(&pruned) / macs(&graph));
 }
 
 #[test]

@@ -35,6 +35,29 @@ pub(super) fn name_open_dimensions(graph: &Graph) -> Option<Graph> {
     Some(named)
 }
 
+/// Sizes of the open dimensions of a graph as inputs of these names and shapes have them.
+pub(super) fn of_inputs<'a>(
+    graph: &Graph,
+    inputs: impl Iterator<Item = (&'a str, &'a [usize])>,
+) -> BTreeMap<String, i64> {
+    let named = name_open_dimensions(graph);
+    let graph = named.as_ref().unwrap_or(graph);
+    let mut sizes = BTreeMap::new();
+    for (name, given) in inputs {
+        let input = graph.required_inputs().find(|v| graph.value_name(*v) == name);
+        let Some(Type::Tensor { shape: Some(shape), .. }) = input.and_then(|v| graph.value(v).ty.as_ref())
+        else {
+            continue;
+        };
+        for (dim, size) in shape.iter().zip(given) {
+            if let (Some(symbol), Ok(size)) = (dim.as_symbol(), i64::try_from(*size)) {
+                sizes.insert(symbol.to_string(), size);
+            }
+        }
+    }
+    sizes
+}
+
 /// A size for every symbol of the graph's inputs: what the caller gives, else `batch` for the first
 /// axis, none for tokens in a cache, an image size for the last two of four axes, and a sequence length
 /// elsewhere, at most what a built graph says that it serves.

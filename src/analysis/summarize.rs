@@ -33,6 +33,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Open dimensions as inputs of these names and shapes have them.
+    pub fn like<'a>(graph: &Graph, inputs: impl Iterator<Item = (&'a str, &'a [usize])>) -> Options {
+        Options { bindings: size::of_inputs(graph, inputs), ..Options::default() }
+    }
+}
+
 /// [`summarize`] of a file, with what the file tells besides. It can run in a child process: the result
 /// is serialisable and nothing else is touched.
 pub fn summarize_file(path: &Path, options: &Options) -> Result<Summary> {

@@ -449,7 +449,7 @@ impl Pass for Prune {
         if let Some(settings) = &self.settings.recover {
             pruned = recover::recover(&pruned, ctx.original.unwrap_or(graph), settings, ctx, &mut report)?;
         }
-        let options = analysis::Options::default();
+        let options = target::counted(graph, ctx)?;
         let (before, after) =
             (analysis::summarize(graph, &options)?, analysis::summarize(&pruned, &options)?);
         facts_of(&mut report, &before, &after);

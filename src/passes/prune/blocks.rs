@@ -2,7 +2,7 @@
 
 use super::depth::{self, Block};
 use super::settings::Settings;
-use super::target::{Figure, size};
+use super::target::Gauge;
 use super::{Criterion, Of, Slope, importance};
 use crate::error::{Error, Result};
 use crate::evaluate::objective::{Head, Objective};
@@ -150,15 +150,12 @@ fn enough(
         }
         return Ok(order[..count].to_vec());
     };
+    let gauge = Gauge::of(graph, figure, ctx)?;
     let mut lowest = f64::INFINITY;
     for count in 1..=most {
         ctx.monitor.check()?;
         let pruned = depth::without(graph, blocks, &order[..count])?;
-        let now = match (figure, ctx.latency) {
-            (Figure::Latency, Some(meter)) => meter(&pruned)?,
-            (Figure::Latency, None) => return Err(super::target::no_meter()),
-            _ => size(&pruned, figure)? / size(graph, figure)?.max(1.0),
-        };
+        let now = gauge.part(&pruned)?;
         lowest = lowest.min(now);
         if now <= part {
             return Ok(order[..count].to_vec());

@@ -71,13 +71,10 @@ pub(super) fn search(
     cut: &dyn Fn(u64) -> Decision,
     ctx: &Ctx<'_>,
 ) -> Result<Decision> {
+    let gauge = Gauge::of(graph, figure, ctx)?;
     let of = |decision: &Decision| -> Result<f64> {
         ctx.monitor.check()?;
-        let pruned = slice(graph, decision)?;
-        match figure {
-            Figure::Latency => ctx.latency.ok_or_else(no_meter)?(&pruned),
-            _ => Ok(size(&pruned, figure)? / size(graph, figure)?.max(1.0)),
-        }
+        gauge.part(&slice(graph, decision)?)
     };
     let keep = ctx.keep.filter(|_| figure == Figure::Latency);
     if let Some(parameters) = keep.map(|k| k.settled(SETTLED)).transpose()?.flatten() {
@@ -126,15 +123,58 @@ pub(super) fn search(
     })
 }
 
-/// The error where nobody measures.
-pub(super) fn no_meter() -> Error {
-    Error::unsupported("PRUNE-LATENCY", "latency cannot be measured here")
-        .field("step.target.latency")
-        .hint("run the recipe as a job, or state target = { macs = .. }")
+/// A figure of models, as a part of that of one of them.
+pub(super) struct Gauge<'a> {
+    figure: Figure,
+    whole: f64,
+    options: Options,
+    ctx: &'a Ctx<'a>,
 }
 
-pub(super) fn size(graph: &Graph, figure: Figure) -> Result<f64> {
-    let summary = analysis::summarize(graph, &Options::default())?;
+impl<'a> Gauge<'a> {
+    /// # Errors
+    /// `Unsupported` where the figure cannot be had: operations of open sizes, latency where nobody measures.
+    pub(super) fn of(graph: &Graph, figure: Figure, ctx: &'a Ctx<'a>) -> Result<Gauge<'a>> {
+        if figure == Figure::Latency && ctx.latency.is_none() {
+            return Err(Error::unsupported("PRUNE-LATENCY", "latency cannot be measured here")
+                .field("step.target.latency")
+                .hint("run the recipe as a job, or state target = { macs = .. }"));
+        }
+        let options = counted(graph, ctx)?;
+        let whole = size(graph, figure, &options)?;
+        if whole <= 0.0 && figure == Figure::Macs {
+            return Err(Error::unsupported(
+                "PRUNE-MACS",
+                "operations cannot be counted while sizes are open",
+            )
+            .field("step.target.macs")
+            .hint(
+                "name calibration data of the sizes that are used, or state target = { parameters = .. }",
+            ));
+        }
+        Ok(Gauge { figure, whole: whole.max(1.0), options, ctx })
+    }
+
+    /// That of a graph.
+    pub(super) fn part(&self, graph: &Graph) -> Result<f64> {
+        match self.ctx.latency.filter(|_| self.figure == Figure::Latency) {
+            Some(meter) => meter(graph),
+            None => Ok(size(graph, self.figure, &self.options)? / self.whole),
+        }
+    }
+}
+
+/// What to assume of a model when it is counted: open dimensions are as the data have them.
+pub(super) fn counted(graph: &Graph, ctx: &Ctx<'_>) -> Result<Options> {
+    let Some(data) = ctx.calibration.or(ctx.train).filter(|d| d.len() > 0) else {
+        return Ok(Options::default());
+    };
+    let row = data.batch(&[0])?;
+    Ok(Options::like(graph, row.inputs.iter().map(|(name, t)| (name.as_str(), t.shape()))))
+}
+
+fn size(graph: &Graph, figure: Figure, options: &Options) -> Result<f64> {
+    let summary = analysis::summarize(graph, options)?;
     Ok(match figure {
         Figure::Parameters => summary.parameters,
         Figure::Bytes => summary.weight_bytes,
