@@ -35,6 +35,8 @@ pub struct Ctx<'a> {
     pub original: Option<&'a Graph>,
     /// Where work inside a step saves how far it has come.
     pub keep: Option<&'a dyn Keep>,
+    /// Where results are kept that other runs may want again.
+    pub memo: Option<&'a dyn Memo>,
     /// Measures the latency of a graph on this machine, as a part of the step's input's.
     pub latency: Option<&'a Meter<'a>>,
 }
@@ -53,6 +55,7 @@ impl<'a> Ctx<'a> {
             train: None,
             original: None,
             keep: None,
+            memo: None,
             latency: None,
         }
     }
@@ -70,6 +73,14 @@ pub trait Keep: Sync {
     fn settled(&self, name: &str) -> Result<Option<f64>>;
     /// Settles a number.
     fn settle(&self, name: &str, value: f64) -> Result<()>;
+}
+
+/// Keeps what is costly and follows from model, data and seed alone, for whoever asks for the same.
+pub trait Memo: Sync {
+    /// What was kept under this name, which says everything that the result depends on beside these.
+    fn recall(&self, what: &str) -> Option<Vec<u8>>;
+    /// Keeps a result; where that fails it is computed again next time.
+    fn keep(&self, what: &str, result: &[u8]);
 }
 
 /// What a pass will need.

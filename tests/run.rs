@@ -589,3 +589,30 @@ fn a_damaged_reference_is_no_measurement() {
         );
     }
 }
+
+/// Curves are costly and do not depend on how much leaves: another run with another ratio goes by them, to
+/// the bits that it would have had.
+#[test]
+fn sensitivity_curves_are_computed_once() {
+    let home = Home::new();
+    net(&home.at("wide.onnx"), 32);
+    let recipe = |name: &str, ratio: f64| {
+        let step = Step::new("prune").with("scope", "sensitivity").with("ratio", ratio).with("round_to", 4);
+        let mut recipe = home.recipe(name, "wide.onnx", &[step]);
+        recipe.data.calibration = Some("digits:train#0..32".into());
+        recipe
+    };
+    let run = |recipe: Recipe| {
+        let job = home.submit(&Request::Run { recipe });
+        assert_eq!(home.start(&job).wait().unwrap().code(), Some(0), "{:?}", job.status());
+        let recalled = job.state().log.iter().any(|l| l.message.contains("of an earlier run"));
+        (recalled, artifact(&job))
+    };
+    let (recalled, alone) = run(recipe("a", 0.3));
+    assert!(!recalled);
+    fs::remove_dir_all(home.paths.cache()).unwrap();
+    assert!(!run(recipe("b", 0.2)).0);
+    let (recalled, after) = run(recipe("c", 0.3));
+    assert!(recalled);
+    assert_eq!(alone, after);
+}

@@ -34,7 +34,7 @@ def models(home):
         "minilm": {
             "model": str(home / "models/minilm-l6"),
             "calibration": chapters([20, 21, 22, 23]) + "?by=paragraph",
-            "eval": ["--task", "embed", "--data", f"text:{mails}?label=folder&shuffle=1#0..400", "--window", "128", "--vs", "{original}"],
+            "eval": ["--task", "embed", "--data", f"text:{mails}?label=folder&shuffle=1&lossy=1#0..400", "--window", "128", "--vs", "{original}"],
             "metric": "cosine",
         },
         "smollm2": {
@@ -92,8 +92,11 @@ def main():
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--keep", action="store_true", help="keep the pruned models")
     a = parser.parse_args()
-    a.out.mkdir(parents=True, exist_ok=True)
+    all_out = a.out
     for name in a.models:
+        # Tokenizers lie beside the models.
+        a.out = all_out / name
+        a.out.mkdir(parents=True, exist_ok=True)
         entry = models(a.home)[name]
         original = a.out / f"{name}.onnx"
         if not original.exists():

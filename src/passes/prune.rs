@@ -222,7 +222,7 @@ pub fn decide_with(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<
     let source = source(graph, &facts, &room.coupled, &ranked, settings, ctx);
     let scores = importance::scores(&source, settings.criterion)?;
     let curves = match settings.scope {
-        Scope::Sensitivity => sensitivity::curves(&source, &room, &scores, settings.sensitivity_samples)?,
+        Scope::Sensitivity => sensitivity::remembered(&source, &room, &scores, settings, ctx.memo)?,
         _ => Vec::new(),
     };
     let mut by_group = vec![None; groups.len()];

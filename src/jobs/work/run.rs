@@ -4,6 +4,7 @@
 
 mod afford;
 mod keep;
+mod memo;
 mod resolved;
 mod stopwatch;
 
@@ -24,6 +25,7 @@ use crate::save;
 use crate::units::{Bytes, Span};
 use afford::Room;
 use keep::Inside;
+use memo::Remembered;
 use resolved::Resolved;
 use std::collections::BTreeMap;
 use std::fs;
@@ -90,6 +92,8 @@ impl Work for Run {
         let first = usize::try_from(ctx.first_step()).unwrap_or(usize::MAX);
         for (index, step) in steps.iter().enumerate().skip(first) {
             let inside = Inside::of(ctx, index as u64)?;
+            let memo =
+                Remembered::of(ctx.paths.cache().join("steps"), &resolved, &steps[..index], ctx.monitor);
             let watch = OnceLock::new();
             let latency = |pruned: &Graph| -> Result<f64> {
                 if watch.get().is_none() {
@@ -107,6 +111,7 @@ impl Work for Run {
                 train: train.as_ref(),
                 original: (index > 0).then_some(&original),
                 keep: Some(&inside),
+                memo: Some(&memo),
                 latency: Some(&latency),
             };
             let dir = pool.install(|| compute(ctx, index, step, &graph, &mut room));

@@ -3,14 +3,16 @@
 //! leaves is zeroed where it flows into products ([`super::importance::gates`]), so that every point
 //! costs a forward pass over few rows and no new graph.
 
-use super::Room;
 use super::importance::{Gate, Source, gates};
+use super::{Room, Settings};
 use crate::error::Result;
 use crate::evaluate::objective::{Head, Objective};
 use crate::evaluate::samples::Batch;
 use crate::execute::{Executor, Overrides};
 use crate::graph::ValueId;
 use crate::graph::constants::Constants;
+use crate::monitor::Level;
+use crate::passes::Memo;
 use crate::tensor::{Tensor, Value};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,16 +47,56 @@ impl Curve {
     }
 }
 
+/// [`curves`], or those of a run before that asked for the same.
+///
+/// # Errors
+/// Those of [`curves`].
+pub(super) fn remembered(
+    source: &Source<'_>,
+    room: &Room,
+    scores: &[Option<Vec<f64>>],
+    settings: &Settings,
+    memo: Option<&dyn Memo>,
+) -> Result<Vec<Curve>> {
+    let rows = settings.sensitivity_samples;
+    let Some(memo) = memo else { return curves(source, room, scores, rows) };
+    let groups: Vec<usize> = room.candidates.iter().map(|c| c.group).collect();
+    let (batch, slope) = (source.batch, source.slope);
+    let what = format!("sensitivity {PARTS:?} {rows} {batch} {slope:?} {groups:?} {}", digest(scores));
+    let kept = memo.recall(&what).and_then(|bytes| serde_json::from_slice::<Vec<Bits>>(&bytes).ok());
+    if let Some(kept) = kept.filter(|k| k.len() == groups.len()) {
+        source.monitor.log(Level::Info, "sensitivity curves are those of an earlier run");
+        let point = |(part, rise)| (f64::from_bits(part), f64::from_bits(rise));
+        let curve = |points: Bits| Curve { points: points.into_iter().map(point).collect() };
+        return Ok(kept.into_iter().map(curve).collect());
+    }
+    let found = curves(source, room, scores, rows)?;
+    let bits = |c: &Curve| c.points.iter().map(|(p, r)| (p.to_bits(), r.to_bits())).collect::<Bits>();
+    if let Ok(bytes) = serde_json::to_vec(&found.iter().map(bits).collect::<Vec<_>>()) {
+        memo.keep(&what, &bytes);
+    }
+    Ok(found)
+}
+
+/// Points of a curve bit by bit, so that what is recalled decides as what was computed.
+type Bits = Vec<(u64, u64)>;
+
+/// Digest of the scores, which say in which order units leave.
+fn digest(scores: &[Option<Vec<f64>>]) -> String {
+    let mut bytes = Vec::new();
+    for group in scores {
+        let scores = group.as_deref().unwrap_or_default();
+        bytes.extend((scores.len() as u64).to_le_bytes());
+        bytes.extend(scores.iter().flat_map(|v| v.to_le_bytes()));
+    }
+    crate::save::sha256(&bytes)
+}
+
 /// Curves by candidate of `room`, whose units leave in the order of their scores.
 ///
 /// # Errors
 /// Those of running the model, `Stopped` when asked to.
-pub(super) fn curves(
-    source: &Source<'_>,
-    room: &Room,
-    scores: &[Option<Vec<f64>>],
-    rows: usize,
-) -> Result<Vec<Curve>> {
+fn curves(source: &Source<'_>, room: &Room, scores: &[Option<Vec<f64>>], rows: usize) -> Result<Vec<Curve>> {
     let data = super::importance::data(source.data)?;
     let head = Head::of(source.graph, data)?;
     let task = source.slope != super::Slope::Reference && data.labelled();
