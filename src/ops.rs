@@ -74,6 +74,33 @@ pub struct Vjp<'a> {
     pub needs: &'a [bool],
 }
 
+/// Why an operator has no gradient by its nature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Barrier {
+    /// The result depends on shapes alone, or on nothing: there is no gradient to hand on.
+    Shapes,
+    /// The result is of integers or truth values.
+    Whole,
+    /// The elements are integers, or are rounded to such.
+    Integers,
+    /// The result is constant between jumps.
+    Steps,
+    /// How many results there are depends on the elements.
+    Count,
+}
+
+impl fmt::Display for Barrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Barrier::Shapes => "the result depends on no element",
+            Barrier::Whole => "the result is of integers or truth values",
+            Barrier::Integers => "it works on integers or rounds to them",
+            Barrier::Steps => "the result is constant between jumps",
+            Barrier::Count => "how many results there are depends on the elements",
+        })
+    }
+}
+
 /// New attributes and constant inputs of a node whose axes are cut.
 #[derive(Debug, Clone, Default)]
 pub struct Rewrite {
@@ -120,6 +147,12 @@ pub trait Operator: fmt::Debug + Send + Sync {
     /// Whether gradients can flow back through this operator (with these attributes).
     fn differentiable(&self) -> bool {
         false
+    }
+
+    /// Why no gradient flows where none does by nature. To ask for one is an error, except through
+    /// [`Barrier::Shapes`], where nothing is lost.
+    fn barrier(&self) -> Option<Barrier> {
+        None
     }
 
     /// Which forward values [`Operator::vjp`] reads.

@@ -42,6 +42,8 @@ mod gradients_models;
 mod gradients_attention;
 #[path = "gradients_pointwise.rs"]
 mod gradients_pointwise;
+#[path = "gradients_none.rs"]
+mod gradients_none;
 
 #[path = "text.rs"]
 mod text;

@@ -1,6 +1,6 @@
 //! Gradients of attention and of rotary embeddings against central differences in `f64`.
 
-use crate::gradients_nn::{check, check_values, random};
+use crate::gradients_nn::{check, check_slots, check_values, random};
 use candle_core::{Device, Tensor as Float};
 use tinsmith::ops::{self, Attr, Attributes, Vjp};
 use tinsmith::tensor::{Tensor, Value};
@@ -136,4 +136,83 @@ fn rotary_embeddings_have_exact_gradients() {
         let all = [values(&[random(&[2, 3, 12], 1)]), values(&tables), vec![ids.clone()]].concat();
         check_values("RotaryEmbedding", 23, flat, &all);
     }
+}
+
+/// A value for each slot that is named; the others are absent.
+fn slots(count: usize, given: Vec<(usize, Value)>) -> Vec<Option<Value>> {
+    let mut all = vec![None; count];
+    given.into_iter().for_each(|(slot, value)| all[slot] = Some(value));
+    all
+}
+
+fn whole(shape: &[usize], v: &[i32]) -> Value {
+    Tensor::from_vec(shape.to_vec(), v.to_vec()).unwrap().into()
+}
+
+#[test]
+fn grouped_attention_with_a_cache_has_exact_gradients() {
+    let name = "com.microsoft:GroupQueryAttention";
+    let x = |shape: &[usize], seed: u64| Value::from(random(shape, seed));
+    let heads = ints(&[("num_heads", 4), ("kv_num_heads", 2)]);
+    let turned = |interleaved: i64| {
+        heads.clone().with("do_rotary", Attr::Int(1)).with("rotary_interleaved", Attr::Int(interleaved))
+    };
+    let tables = || vec![(7, x(&[9, 2], 7)), (8, x(&[9, 2], 8))];
+    // A first prompt of three positions, one row of which is shorter; apart and side by side.
+    let prompt = || vec![(5, whole(&[2], &[2, 1])), (6, whole(&[], &[3]))];
+    let apart = || vec![(0, x(&[2, 3, 16], 1)), (1, x(&[2, 3, 8], 2)), (2, x(&[2, 3, 8], 3))];
+    let packed = || vec![(0, x(&[2, 3, 32], 1))];
+    for operands in [apart(), packed()] {
+        let all = [operands.clone(), prompt()].concat();
+        check_slots(name, 1, heads.clone(), &slots(7, all.clone()), &[0]);
+        check_slots(name, 1, heads.clone(), &slots(7, all.clone()), &[0, 1, 2]);
+        for interleaved in [0, 1] {
+            let all = [all.clone(), tables()].concat();
+            check_slots(name, 1, turned(interleaved), &slots(9, all), &[0, 1, 2]);
+        }
+    }
+    // Two new positions behind caches that are filled to different lengths; the last holds room to spare.
+    let past = |room: usize| vec![(3, x(&[2, 2, room, 4], 4)), (4, x(&[2, 2, room, 4], 5))];
+    let apart = || vec![(0, x(&[2, 2, 16], 1)), (1, x(&[2, 2, 8], 2)), (2, x(&[2, 2, 8], 3))];
+    for room in [3, 8] {
+        let at = vec![(5, whole(&[2], &[4, 2])), (6, whole(&[], &[5]))];
+        let all = [apart(), past(room), at, tables()].concat();
+        check_slots(name, 1, turned(0), &slots(9, all.clone()), &[0, 1, 2]);
+        let window = turned(1).with("local_window_size", Attr::Int(2));
+        let capped = window.with("softcap", Attr::Float(0.8)).with("scale", Attr::Float(0.6));
+        check_slots(name, 1, capped, &slots(9, all.clone()), &[0]);
+        let keys = room.max(5);
+        for shape in [[2, 4, 2, keys], [1, 1, 2, keys]] {
+            let all = [all.clone(), vec![(10, x(&shape, 10))]].concat();
+            check_slots(name, 1, turned(0), &slots(11, all), &[0]);
+        }
+    }
+}
+
+#[test]
+fn flat_attention_has_exact_gradients() {
+    let name = "com.microsoft:MultiHeadAttention";
+    let x = |shape: &[usize], seed: u64| Value::from(random(shape, seed));
+    let heads = |more: &[(&str, i64)]| ints(&[&[("num_heads", 2)], more].concat());
+    let operands = || vec![(0, x(&[2, 3, 8], 1)), (1, x(&[2, 5, 8], 2)), (2, x(&[2, 5, 6], 3))];
+    check_slots(name, 1, heads(&[]), &slots(3, operands()), &[0]);
+    check_slots(name, 1, heads(&[("unidirectional", 1)]), &slots(3, operands()), &[0, 1, 2]);
+    let biased = [operands(), vec![(3, x(&[22], 4))]].concat();
+    check_slots(name, 1, heads(&[]).with("scale", Attr::Float(0.4)), &slots(4, biased), &[0, 1, 2]);
+    let mask = |shape: &[usize], v: &[i32]| vec![(4, whole(shape, v))];
+    let filter = || heads(&[]).with("mask_filter_value", Attr::Float(-0.5));
+    for padding in [mask(&[2], &[5, 2]), mask(&[2, 5], &[1, 1, 0, 1, 1, 0, 1, 1, 1, 1])] {
+        let all = [operands(), padding.clone()].concat();
+        check_slots(name, 1, filter(), &slots(5, all.clone()), &[0]);
+        for shape in [[2, 2, 3, 5], [1, 2, 3, 5], [2, 1, 3, 5]] {
+            let all = [all.clone(), vec![(5, x(&shape, 6))]].concat();
+            check_slots(name, 1, filter(), &slots(6, all), &[0]);
+        }
+    }
+    let past = vec![(6, x(&[2, 2, 4, 4], 7)), (7, x(&[2, 2, 4, 3], 8))];
+    let all = [operands(), past].concat();
+    check_slots(name, 1, heads(&[("unidirectional", 1)]), &slots(8, all), &[0, 1, 2]);
+    // Keys and values that come by heads, as those of an encoder do.
+    let by_heads = vec![(0, x(&[2, 3, 8], 1)), (1, x(&[2, 2, 5, 4], 2)), (2, x(&[2, 2, 5, 3], 3))];
+    check_slots(name, 1, heads(&[]), &slots(3, by_heads), &[0]);
 }

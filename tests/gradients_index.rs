@@ -1,85 +1,21 @@
 //! Gradients of operators that read and write at indices, choose elements or sum labelled products,
 //! against central differences in `f64`.
 
+use crate::gradients_nn::{check_values, random};
 use candle_core::{Device, Tensor as Float};
-use rand::{Rng, SeedableRng};
 use tinsmith::ops::{self, Attr, Attributes, Vjp};
 use tinsmith::tensor::{Tensor, Value};
 
-fn random(shape: &[usize], seed: u64) -> Float {
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    let n = shape.iter().product();
-    let v: Vec<f64> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
-    Float::from_vec(v, shape, &Device::Cpu).unwrap()
-}
-
 fn ints(shape: &[usize], v: &[i64]) -> Value {
     Tensor::from_vec(shape.to_vec(), v.to_vec()).unwrap().into()
-}
-
-fn flat(t: &Float) -> Vec<f64> {
-    t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn attributes(pairs: &[(&str, Attr)]) -> Attributes {
     pairs.iter().fold(Attributes::new(), |a, (n, v)| a.with(n, v.clone()))
 }
 
-fn op(name: &str, attributes: &Attributes) -> std::sync::Arc<dyn ops::Operator> {
-    (ops::lookup("", name, 18).unwrap().parse)(attributes, 18).unwrap()
-}
-
-/// Compares the gradient of the first output with respect to every float input with central
-/// differences, and checks that each input alone gets its gradient and no other does.
 fn check(name: &str, attributes: Attributes, inputs: &[Value]) {
-    let op = op(name, &attributes);
-    assert!(op.differentiable(), "{name}");
-    let run = |inputs: &[Value]| {
-        let refs: Vec<Option<&Value>> = inputs.iter().map(Some).collect();
-        op.eval(&refs).unwrap()
-    };
-    let outputs = run(inputs);
-    let dy = random(outputs[0].shape(), 99);
-    let weights = flat(&dy);
-    let loss = |inputs: &[Value]| -> f64 {
-        flat(run(inputs)[0].float().unwrap()).iter().zip(&weights).map(|(a, b)| a * b).sum()
-    };
-    let refs: Vec<Option<&Value>> = inputs.iter().map(Some).collect();
-    let kept: Vec<Option<&Value>> = outputs.iter().map(Some).collect();
-    let mut given = vec![None; outputs.len()];
-    given[0] = Some(dy.clone());
-    for i in 0..inputs.len() {
-        let Value::Float(input) = &inputs[i] else { continue };
-        let mut needs = vec![false; inputs.len()];
-        needs[i] = true;
-        let found = op.vjp(&Vjp { inputs: &refs, outputs: &kept, grads: &given, needs: &needs }).unwrap();
-        for (j, g) in found.iter().enumerate() {
-            assert_eq!(g.is_some(), i == j, "{name}: gradient of input {j} when {i} is needed");
-        }
-        let grad = found[i].as_ref().unwrap();
-        assert_eq!(grad.dims(), input.dims(), "{name}: shape of gradient {i}");
-        let (grad, base) = (flat(grad), flat(input));
-        for k in 0..base.len() {
-            let moved = |by: f64| {
-                let mut v = base.clone();
-                v[k] += by;
-                let mut inputs = inputs.to_vec();
-                inputs[i] = Float::from_vec(v, input.dims(), &Device::Cpu).unwrap().into();
-                loss(&inputs)
-            };
-            let expected = (moved(1e-6) - moved(-1e-6)) / 2e-6;
-            assert!(
-                (grad[k] - expected).abs() <= 1e-6 * (1.0 + expected.abs()),
-                "{name}: input {i} element {k}: {} is not {expected}",
-                grad[k]
-            );
-        }
-    }
-    // Where nothing flows back, nothing is asked for.
-    let none = vec![None; outputs.len()];
-    let needs = vec![true; inputs.len()];
-    let found = op.vjp(&Vjp { inputs: &refs, outputs: &kept, grads: &none, needs: &needs }).unwrap();
-    assert!(found.iter().all(Option::is_none), "{name}");
+    check_values(name, 18, attributes, inputs);
 }
 
 #[test]
@@ -117,7 +53,68 @@ fn of_several_updates_of_one_element_only_those_that_count_get_a_gradient() {
     }
     for reduction in ["mul", "min", "max"] {
         let how = attributes(&[("reduction", Attr::Str(reduction.into()))]);
-        assert!(!op("ScatterElements", &how).differentiable() && !op("ScatterND", &how).differentiable());
+        let updates = |shape: &[usize]| Value::from(random(shape, 2));
+        let rows = ints(&[2, 3], &[0, 2, 1, -3, 0, 1]);
+        check("ScatterElements", how.clone(), &[x(), rows, updates(&[2, 3])]);
+        check("ScatterND", how, &[x(), ints(&[4, 2], &[0, 0, 2, 3, 0, 0, -1, -1]), updates(&[4])]);
+    }
+    // Factors that are zero: the others' product counts where there is one zero alone.
+    let zeros = Float::from_vec(vec![0.0f64, 2.0, 0.0, 3.0], 4, &Device::Cpu).unwrap();
+    let news = Float::from_vec(vec![5.0f64, 0.0, 0.0, 4.0, 7.0], 5, &Device::Cpu).unwrap();
+    let how = attributes(&[("reduction", Attr::Str("mul".into()))]);
+    check("ScatterElements", how, &[zeros.into(), ints(&[5], &[0, 1, 2, 3, 3]), news.into()]);
+}
+
+/// Elements that tie for an extreme share the gradient, as they do in reductions.
+#[test]
+fn updates_that_tie_share_their_gradient() {
+    let op = (ops::lookup("", "ScatterElements", 18).unwrap().parse)(
+        &attributes(&[("reduction", Attr::Str("max".into()))]),
+        18,
+    )
+    .unwrap();
+    let of = |v: Vec<f64>| Value::from(Float::from_vec(v.clone(), v.len(), &Device::Cpu).unwrap());
+    let (x, at, new) = (of(vec![1.0, 5.0]), ints(&[3], &[0, 0, 1]), of(vec![1.0, 0.0, 4.0]));
+    let grads = [Some(Float::from_vec(vec![6.0f64, 3.0], 2, &Device::Cpu).unwrap())];
+    let inputs = [Some(&x), Some(&at), Some(&new)];
+    let v = Vjp { inputs: &inputs, outputs: &[None], grads: &grads, needs: &[true, false, true] };
+    let found = op.vjp(&v).unwrap();
+    let flat = |g: &Option<Float>| -> Vec<f64> { g.as_ref().unwrap().to_vec1().unwrap() };
+    assert_eq!((flat(&found[0]), flat(&found[2])), (vec![3.0, 3.0], vec![3.0, 0.0, 0.0]));
+}
+
+#[test]
+fn moved_elements_get_their_gradient_back() {
+    let x = |shape: &[usize]| Value::from(random(shape, 1));
+    let int = |n: &str, v: i64| attributes(&[(n, Attr::Int(v))]);
+    for axis in [0, 1, -1] {
+        let joined = [x(&[2, 3, 4]), random(&[2, 3, 4], 2).into(), random(&[2, 3, 4], 3).into()];
+        check("Concat", int("axis", axis), &joined);
+    }
+    check("Concat", int("axis", 1), &[x(&[2, 1]), random(&[2, 3], 2).into()]);
+    check("SpaceToDepth", int("blocksize", 2), &[x(&[2, 3, 4, 6])]);
+    for mode in ["DCR", "CRD"] {
+        let how = int("blocksize", 2).with("mode", Attr::Str(mode.into()));
+        check("DepthToSpace", how, &[x(&[2, 8, 3, 2])]);
+    }
+    for (batch, time, shape, lengths) in
+        [(1, 0, [4, 3, 2], [4, 0, 2].as_slice()), (0, 1, [3, 4, 2], &[1, 4, 3]), (1, 0, [2, 1, 5], &[2])]
+    {
+        let how = int("batch_axis", batch).with("time_axis", Attr::Int(time));
+        check("ReverseSequence", how, &[x(&shape), ints(&[lengths.len()], lengths)]);
+    }
+}
+
+#[test]
+fn numbers_that_are_spread_out_get_the_sum_of_their_gradients() {
+    for axis in [-1, 0, 1] {
+        let how = attributes(&[("axis", Attr::Int(axis))]);
+        let at = ints(&[2, 3], &[0, 3, -1, 9, 1, 1]);
+        check("OneHot", how, &[at, ints(&[], &[4]), random(&[2], 1).into()]);
+    }
+    let number = |x: f64| Value::from(Float::new(x, &Device::Cpu).unwrap());
+    for (start, limit, delta) in [(0.5, 4.2, 0.9), (3.0, -2.1, -0.7), (1.0, 0.5, 2.0)] {
+        check("Range", Attributes::new(), &[number(start), number(limit), number(delta)]);
     }
 }
 

@@ -23,8 +23,10 @@ fn flat(t: &Float) -> Vec<f64> {
     t.flatten_all().unwrap().to_dtype(candle_core::DType::F64).unwrap().to_vec1().unwrap()
 }
 
+/// An operator by name, with its domain before a colon where that is not the default one.
 fn op(name: &str, opset: i64, attributes: &Attributes) -> std::sync::Arc<dyn ops::Operator> {
-    (ops::lookup("", name, opset).unwrap().parse)(attributes, opset).unwrap()
+    let (domain, name) = name.split_once(':').unwrap_or(("", name));
+    (ops::lookup(domain, name, opset).unwrap().parse)(attributes, opset).unwrap()
 }
 
 fn run(op: &dyn ops::Operator, inputs: &[Float]) -> Float {
@@ -43,43 +45,66 @@ pub fn check(name: &str, opset: i64, attributes: Attributes, inputs: &[Float]) {
     check_values(name, opset, attributes, &values);
 }
 
-/// Compares every gradient of the first output with central differences, and checks that each float
-/// input alone gets its gradient and no other does. Values that the operator does not ask to keep are
-/// withheld from it.
+/// As [`check_slots`], of the first output and with all inputs there.
 pub fn check_values(name: &str, opset: i64, attributes: Attributes, inputs: &[Value]) {
+    let slots: Vec<Option<Value>> = inputs.iter().cloned().map(Some).collect();
+    check_slots(name, opset, attributes, &slots, &[0]);
+}
+
+/// Compares every gradient of the given outputs with central differences, and checks that each float
+/// input alone gets its gradient and no other does. Values that the operator does not ask to keep are
+/// withheld from it. Where nothing flows back, nothing is given.
+pub fn check_slots(
+    name: &str,
+    opset: i64,
+    attributes: Attributes,
+    inputs: &[Option<Value>],
+    outputs: &[usize],
+) {
     let op = op(name, opset, &attributes);
     assert!(op.differentiable(), "{name}");
-    let y = run_values(&*op, inputs);
-    let dy = random(y.dims(), 99);
-    let weights = flat(&dy);
-    let loss = |inputs: &[Value]| -> f64 {
-        flat(&run_values(&*op, inputs)).iter().zip(&weights).map(|(a, b)| a * b).sum()
+    let run = |inputs: &[Option<Value>]| -> Vec<Value> {
+        let refs: Vec<Option<&Value>> = inputs.iter().map(Option::as_ref).collect();
+        op.eval(&refs).unwrap()
+    };
+    let y = run(inputs);
+    let mut grads = vec![None; y.len()];
+    for o in outputs {
+        grads[*o] = Some(random(y[*o].shape(), 99 + *o as u64));
+    }
+    let loss = |inputs: &[Option<Value>]| -> f64 {
+        let y = run(inputs);
+        let along = |o: usize| -> f64 {
+            let weights = flat(grads[o].as_ref().unwrap());
+            flat(y[o].float().unwrap()).iter().zip(&weights).map(|(a, b)| a * b).sum()
+        };
+        outputs.iter().map(|o| along(*o)).sum()
     };
     let keeps = op.keeps();
-    let kept: Vec<Value> = inputs
+    let kept: Vec<Option<Value>> = inputs
         .iter()
         .map(|v| match v {
-            Value::Float(t) if !keeps.inputs => {
+            Some(Value::Float(t)) if !keeps.inputs => {
                 let nothing = Float::full(f64::NAN, (), &Device::Cpu).unwrap();
-                nothing.broadcast_as(t.shape()).unwrap().into()
+                Some(nothing.broadcast_as(t.shape()).unwrap().into())
             }
             v => v.clone(),
         })
         .collect();
-    let refs: Vec<Option<&Value>> = kept.iter().map(Some).collect();
-    let y: Value = y.into();
-    let outputs = [keeps.outputs.then_some(&y)];
-    for i in (0..inputs.len()).filter(|i| matches!(inputs[*i], Value::Float(_))) {
+    let refs: Vec<Option<&Value>> = kept.iter().map(Option::as_ref).collect();
+    let given: Vec<Option<&Value>> = y.iter().map(|y| keeps.outputs.then_some(y)).collect();
+    let vjp = |grads: &[Option<Float>], needs: &[bool]| {
+        op.vjp(&Vjp { inputs: &refs, outputs: &given, grads, needs }).unwrap()
+    };
+    for i in (0..inputs.len()).filter(|i| matches!(inputs[*i], Some(Value::Float(_)))) {
         let mut needs = vec![false; inputs.len()];
         needs[i] = true;
-        let grads = op
-            .vjp(&Vjp { inputs: &refs, outputs: &outputs, grads: &[Some(dy.clone())], needs: &needs })
-            .unwrap();
-        for (j, g) in grads.iter().enumerate() {
+        let found = vjp(&grads, &needs);
+        for (j, g) in found.iter().enumerate() {
             assert_eq!(g.is_some(), i == j, "{name}: gradient of input {j} when {i} is needed");
         }
-        let grad = grads[i].as_ref().unwrap();
-        let x = inputs[i].float().unwrap();
+        let grad = found[i].as_ref().unwrap();
+        let x = inputs[i].as_ref().unwrap().float().unwrap();
         assert_eq!(grad.dims(), x.dims(), "{name}: shape of gradient {i}");
         let (grad, base) = (flat(grad), flat(x));
         let step = 1e-6;
@@ -88,7 +113,7 @@ pub fn check_values(name: &str, opset: i64, attributes: Attributes, inputs: &[Va
                 let mut v = base.clone();
                 v[k] += by;
                 let mut inputs = inputs.to_vec();
-                inputs[i] = Float::from_vec(v, x.dims(), &Device::Cpu).unwrap().into();
+                inputs[i] = Some(Float::from_vec(v, x.dims(), &Device::Cpu).unwrap().into());
                 loss(&inputs)
             };
             let expected = (moved(step) - moved(-step)) / (2.0 * step);
@@ -99,6 +124,8 @@ pub fn check_values(name: &str, opset: i64, attributes: Attributes, inputs: &[Va
             );
         }
     }
+    let found = vjp(&vec![None; y.len()], &vec![true; inputs.len()]);
+    assert!(found.iter().all(Option::is_none), "{name}: a gradient of nothing");
 }
 
 fn ints(pairs: &[(&str, &[i64])]) -> Attributes {
@@ -265,6 +292,63 @@ fn pools_have_exact_gradients() {
     for name in ["GlobalAveragePool", "GlobalMaxPool"] {
         check(name, 13, Attributes::new(), &[random(&[2, 3, 4, 5], 1)]);
     }
+    for p in [1, 2, 3, 5] {
+        let power = |a: Attributes| a.with("p", Attr::Int(p));
+        let x = |shape: &[usize]| [random(shape, 1)];
+        let window = ints(&[("kernel_shape", &[3, 2]), ("strides", &[2, 1]), ("pads", &[1, 0, 1, 1])]);
+        check("LpPool", 18, power(window), &x(&[1, 2, 5, 5]));
+        let dilated = ints(&[("kernel_shape", &[2, 2, 2]), ("dilations", &[2, 1, 2])]);
+        check("LpPool", 18, power(dilated), &x(&[1, 1, 4, 3, 5]));
+        let ceiling = ints(&[("kernel_shape", &[3]), ("strides", &[2])]).with("ceil_mode", Attr::Int(1));
+        check("LpPool", 18, power(ceiling), &x(&[1, 2, 6]));
+        let same = ints(&[("kernel_shape", &[2, 3])]).with("auto_pad", Attr::Str(b"SAME_UPPER".to_vec()));
+        check("LpPool", 11, power(same), &x(&[1, 2, 3, 4]));
+        check("GlobalLpPool", 2, power(Attributes::new()), &x(&[2, 3, 4, 5]));
+    }
+}
+
+/// At the origin, where the norm of a window or vector has no slope, the gradient is zero.
+#[test]
+fn norms_of_nothing_have_no_slope() {
+    let x = Float::zeros((1, 1, 2, 2), candle_core::DType::F64, &Device::Cpu).unwrap();
+    for (name, attributes) in [
+        ("LpPool", ints(&[("kernel_shape", &[2, 2])])),
+        ("GlobalLpPool", Attributes::new()),
+        ("LpNormalization", Attributes::new()),
+        ("MeanVarianceNormalization", Attributes::new()),
+    ] {
+        let op = op(name, 18, &attributes);
+        let value: Value = x.clone().into();
+        let dy = run(&*op, std::slice::from_ref(&x)).ones_like().unwrap();
+        let v = Vjp { inputs: &[Some(&value)], outputs: &[None], grads: &[Some(dy)], needs: &[true] };
+        let grad = flat(op.vjp(&v).unwrap()[0].as_ref().unwrap());
+        assert!(grad.iter().all(|g| *g == 0.0), "{name}: {grad:?}");
+    }
+}
+
+#[test]
+fn norms_along_axes_have_exact_gradients() {
+    for axis in [-1, 0, 1] {
+        for p in [1, 2] {
+            let attributes = Attributes::new().with("axis", Attr::Int(axis)).with("p", Attr::Int(p));
+            check("LpNormalization", 1, attributes, &[random(&[3, 4, 2], 1)]);
+        }
+    }
+    for axes in [&[0i64, 2, 3][..], &[1], &[-1, 1], &[0, 1, 2, 3]] {
+        check("MeanVarianceNormalization", 13, ints(&[("axes", axes)]), &[random(&[2, 3, 2, 2], 1)]);
+    }
+    check("MeanVarianceNormalization", 9, Attributes::new(), &[random(&[2, 3, 2, 2], 1)]);
+    for size in [1, 2, 3, 4, 9] {
+        for (alpha, beta, bias) in [(0.9, 0.75, 1.0), (2.0, 1.5, 0.5)] {
+            let attributes = Attributes::new()
+                .with("size", Attr::Int(size))
+                .with("alpha", Attr::Float(alpha))
+                .with("beta", Attr::Float(beta))
+                .with("bias", Attr::Float(bias));
+            check("LRN", 13, attributes.clone(), &[random(&[2, 5, 2, 3], 1)]);
+            check("LRN", 1, attributes, &[random(&[2, 4], 1)]);
+        }
+    }
 }
 
 #[test]
@@ -326,9 +410,48 @@ fn norms_have_exact_gradients() {
         check("LayerNormalization", 17, attributes.clone(), &inputs[..2]);
         check("RMSNormalization", 23, attributes, &inputs[..2]);
     }
+    // Mean and reciprocal deviation too.
+    for axis in [-1, 1] {
+        let attributes = Attributes::new().with("axis", Attr::Int(axis)).with("epsilon", Attr::Float(1e-3));
+        let normal: &[usize] = if axis == 1 { &[3, 4] } else { &[4] };
+        let inputs = [random(&[2, 3, 4], 1), random(normal, 2), random(normal, 3)].map(|x| Some(x.into()));
+        for outputs in [&[0usize, 1, 2][..], &[1], &[2]] {
+            check_slots("LayerNormalization", 17, attributes.clone(), &inputs, outputs);
+        }
+    }
     check("InstanceNormalization", 6, Attributes::new(), &channel(&[2, 3, 4, 2])[..3]);
     let groups = Attributes::new().with("num_groups", Attr::Int(2));
     check("GroupNormalization", 21, groups, &channel(&[2, 4, 3, 2])[..3]);
+}
+
+#[test]
+fn norms_with_a_residual_have_exact_gradients() {
+    for (name, parameters) in [("SkipLayerNormalization", 3), ("SkipSimplifiedLayerNormalization", 2)] {
+        let name = format!("com.microsoft:{name}");
+        let epsilon = Attributes::new().with("epsilon", Attr::Float(1e-3));
+        for skip in [&[2usize, 3, 4][..], &[1, 3, 4], &[3, 4]] {
+            let mut inputs: Vec<Option<Value>> =
+                vec![Some(random(&[2, 3, 4], 1).into()), Some(random(skip, 2).into())];
+            inputs.extend((0..parameters).map(|i| Some(random(&[4], 3 + i).into())));
+            for outputs in [&[0usize][..], &[0, 3], &[3], &[0, 1, 2, 3]] {
+                check_slots(&name, 1, epsilon.clone(), &inputs, outputs);
+            }
+            // Without the last parameter, the bias.
+            check_slots(&name, 1, epsilon.clone(), &inputs[..inputs.len() - 1], &[0, 3]);
+        }
+    }
+}
+
+#[test]
+fn running_statistics_are_named_where_a_gradient_is_asked_for() {
+    let op = op("BatchNormalization", 15, &Attributes::new().with("training_mode", Attr::Int(1)));
+    let inputs: Vec<Value> = (0..5)
+        .map(|i| if i == 0 { random(&[3, 2, 4], 1) } else { between(&[2], i, 0.5, 1.0) }.into())
+        .collect();
+    let refs: Vec<Option<&Value>> = inputs.iter().map(Some).collect();
+    let grads = [None, Some(random(&[2], 7)), None];
+    let e = op.vjp(&Vjp { inputs: &refs, outputs: &[], grads: &grads, needs: &[true; 5] }).unwrap_err();
+    assert!(e.code() == "NO-VJP" && e.to_string().contains("running statistics"), "{e}");
 }
 
 #[test]

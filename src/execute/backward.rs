@@ -4,7 +4,7 @@
 use super::{Executor, Overrides, Tap};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, NodeIndex, ValueId};
-use crate::ops::Vjp;
+use crate::ops::{Barrier, Vjp};
 use crate::tensor::{Tensor, Value};
 use candle_core::Tensor as Float;
 use std::collections::{HashMap, HashSet};
@@ -67,7 +67,8 @@ impl Executor {
         }
         for node in graph.nodes() {
             let inputs = node.inputs.iter().flatten().copied();
-            if !inputs.chain(captured(graph, node)).any(|v| carries[v.0 as usize]) {
+            let shapes = node.op.as_ref().is_some_and(|op| op.barrier() == Some(Barrier::Shapes));
+            if shapes || !inputs.chain(captured(graph, node)).any(|v| carries[v.0 as usize]) {
                 continue;
             }
             node.outputs.iter().flatten().for_each(|v| carries[v.0 as usize] = true);
@@ -229,7 +230,10 @@ impl Tape<'_> {
         }
         let op = graph.operator(i)?;
         if !op.differentiable() {
-            return Err(no_gradient(graph, i));
+            return match op.barrier() {
+                Some(Barrier::Shapes) => Ok(vec![None; needs.len()]),
+                _ => Err(no_gradient(graph, i)),
+            };
         }
         let get = |v: &Option<ValueId>| v.and_then(|v| self.env[v.0 as usize].as_ref());
         let inputs: Vec<Option<&Value>> = node.inputs.iter().map(get).collect();
@@ -251,9 +255,11 @@ fn captured<'g>(graph: &'g Graph, node: &'g Node) -> impl Iterator<Item = ValueI
 }
 
 fn no_gradient(graph: &Graph, i: NodeIndex) -> Error {
+    let node = graph.node(i);
+    let why = node.op.as_ref().and_then(|op| op.barrier()).map_or(String::new(), |why| format!(": {why}"));
     Error::unsupported(
         "NO-GRADIENT",
-        format!("a gradient is needed through {}, which has none", graph.node(i).operator_name()),
+        format!("a gradient is needed through {}, which has none{why}", node.operator_name()),
     )
     .node(graph.label(i))
     .hint("freeze what lies before this node, or choose a criterion without gradients")

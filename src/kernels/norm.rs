@@ -41,6 +41,28 @@ impl Rows {
         (mean, T::ONE / (variance + T::of(self.epsilon)).sqrt())
     }
 
+    /// Adds to `dx` what flows back through the mean and the reciprocal standard deviation of each row,
+    /// given their gradients.
+    pub fn statistics_backward<T: Real>(
+        &self,
+        x: &[T],
+        mean: Option<&[T]>,
+        inverse: Option<&[T]>,
+        dx: &mut [T],
+    ) {
+        assert_eq!(x.len(), dx.len(), "x and dx have one size");
+        if self.width == 0 {
+            return;
+        }
+        let n = T::of(self.width as f64);
+        for (r, (dx, x)) in dx.chunks_exact_mut(self.width).zip(x.chunks_exact(self.width)).enumerate() {
+            let (centre, inv) = self.statistics(x);
+            let flat = mean.filter(|_| self.centred).map_or(T::ZERO, |g| g[r] / n);
+            let slope = inverse.map_or(T::ZERO, |g| T::ZERO - g[r] * inv * inv * inv / n);
+            dx.iter_mut().zip(x).for_each(|(d, x)| *d += flat + slope * (*x - centre));
+        }
+    }
+
     fn parameters(&self) -> usize {
         self.cycle * self.channels
     }
@@ -171,6 +193,86 @@ impl Rows {
             bias: total(needs[2], |p| &p.1),
             x: needs[0].then_some(dx),
         }
+    }
+}
+
+/// Local response normalisation (Krizhevsky et al. 2012): each element of `[outer, channels, inner]` over
+/// a power of the squares of its neighbours along the channels.
+#[derive(Debug, Clone, Copy)]
+pub struct Response {
+    /// Channels.
+    pub channels: usize,
+    /// Elements of a channel.
+    pub inner: usize,
+    /// Channels of a neighbourhood.
+    pub size: usize,
+    /// Factor of the mean of the squares.
+    pub alpha: f64,
+    /// Power.
+    pub beta: f64,
+    /// Added to the mean.
+    pub bias: f64,
+}
+
+impl Response {
+    fn image(&self) -> usize {
+        self.channels * self.inner
+    }
+
+    /// Sums over channels `c - before..=c + after` of every element.
+    fn window(&self, v: &[f64], before: usize, after: usize) -> Vec<f64> {
+        let mut out = vec![0.0; v.len()];
+        for (c, out) in out.chunks_exact_mut(self.inner).enumerate() {
+            for k in c.saturating_sub(before)..=(c + after).min(self.channels - 1) {
+                axpy(1.0, &v[k * self.inner..][..self.inner], out);
+            }
+        }
+        out
+    }
+
+    /// What is raised to the power, of one image.
+    fn scales<T: Real>(&self, x: &[T]) -> Vec<f64> {
+        let squares: Vec<f64> = x.iter().map(|x| x.wide().powi(2)).collect();
+        let mut sums = self.window(&squares, (self.size - 1) / 2, self.size / 2);
+        let factor = self.alpha / self.size as f64;
+        sums.iter_mut().for_each(|s| *s = self.bias + factor * *s);
+        sums
+    }
+
+    /// `y = x / (bias + alpha / size * sum of x^2)^beta`.
+    pub fn forward<T: Real>(&self, x: &[T], y: &mut [T]) {
+        assert_eq!(x.len(), y.len(), "x and y have one size");
+        if self.image() == 0 {
+            return;
+        }
+        y.par_chunks_exact_mut(self.image()).zip(x.par_chunks_exact(self.image())).for_each(|(y, x)| {
+            for ((y, x), s) in y.iter_mut().zip(x).zip(self.scales(x)) {
+                *y = *x * T::of(s.powf(-self.beta));
+            }
+        });
+    }
+
+    /// Gradient of [`Response::forward`]; an element takes part in every neighbourhood that it lies in.
+    pub fn backward<T: Real>(&self, x: &[T], dy: &[T], dx: &mut [T]) {
+        assert!(x.len() == dy.len() && x.len() == dx.len(), "x, dy and dx have one size");
+        if self.image() == 0 {
+            return;
+        }
+        let factor = -2.0 * self.alpha * self.beta / self.size as f64;
+        dx.par_chunks_exact_mut(self.image())
+            .zip(x.par_chunks_exact(self.image()))
+            .zip(dy.par_chunks_exact(self.image()))
+            .for_each(|((dx, x), dy)| {
+                let scales = self.scales(x);
+                let along = x.iter().zip(dy).zip(&scales);
+                let slopes: Vec<f64> =
+                    along.map(|((x, g), s)| g.wide() * x.wide() * s.powf(-self.beta - 1.0)).collect();
+                let met = self.window(&slopes, self.size / 2, (self.size - 1) / 2);
+                for (i, dx) in dx.iter_mut().enumerate() {
+                    let own = dy[i].wide() * scales[i].powf(-self.beta);
+                    *dx = T::of(own + factor * x[i].wide() * met[i]);
+                }
+            });
     }
 }
 

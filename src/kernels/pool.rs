@@ -201,4 +201,26 @@ impl Pool {
             });
         });
     }
+
+    /// Gradient of [`Pool::norm`], added onto `dx`; zero where a whole window is.
+    pub fn norm_backward<T: Real>(&self, x: &[T], power: f64, dy: &[T], dx: &mut [T]) {
+        let (a, b) = (self.area_in(), self.area_out());
+        if a == 0 {
+            return;
+        }
+        dx.par_chunks_exact_mut(a).enumerate().for_each(|(p, dx)| {
+            let (x, dy) = (&x[p * a..][..a], &dy[p * b..][..b]);
+            self.each(|o, _, w| {
+                let mut sum = 0.0;
+                self.taps(w, |i| sum += x[i].wide().abs().powf(power));
+                let norm = sum.powf(1.0 / power);
+                self.taps(w, |i| {
+                    let x = x[i].wide();
+                    if x != 0.0 {
+                        dx[i] += T::of(dy[o].wide() * x.signum() * (x.abs() / norm).powf(power - 1.0));
+                    }
+                });
+            });
+        });
+    }
 }

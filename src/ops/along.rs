@@ -1,7 +1,7 @@
 //! Operators along one axis whose result depends on position: ArgMax, ArgMin, CumSum.
 
 use super::float::{self, Float, real};
-use super::{Attributes, Coupling, Dim, Fact, Keeps, Operator, Port, Spec, Vjp, elements, reduce};
+use super::{Attributes, Barrier, Coupling, Dim, Fact, Keeps, Operator, Port, Spec, Vjp, elements, reduce};
 use crate::error::{Error, Result};
 use crate::kernels::reduce::{cumulate, extremes};
 use crate::kernels::whole::Whole;
@@ -70,6 +70,9 @@ impl Operator for Arg {
             false => extremes(v[0], count, inner, |a, b| a < b, self.last),
         }))?;
         Ok(vec![Tensor::from_vec(shape, found)?.into()])
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Whole)
     }
     /// Positions along the axis are the result, so that it keeps its size.
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {

@@ -1,6 +1,6 @@
 //! Operators on the bits of integers.
 
-use super::{Coupling, Fact, Operator, Spec, broadcast, elements, float};
+use super::{Barrier, Coupling, Fact, Operator, Spec, broadcast, elements, float};
 use crate::error::{Error, Result};
 use crate::kernels::pointwise::{Broadcast, map, zip};
 use crate::kernels::whole::Whole;
@@ -70,6 +70,9 @@ impl Operator for Bits {
         Ok(vec![elements::whole!(&given, v => {
             elements::narrowed(given[0].dtype(), &shape, self.run(&plan, v))
         })?])
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Integers)
     }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         broadcast::couple(inputs, &outputs[0])

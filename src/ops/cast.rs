@@ -2,7 +2,7 @@
 //! 4 and 2 bits they wrap, as in the standard's own cases), integers wrap, any number but zero is true,
 //! text is read and written as decimals. 8-bit and 4-bit floats and complex numbers are not converted.
 
-use super::{Coupling, Fact, Keeps, Operator, Spec, Vjp, broadcast, elements, float};
+use super::{Barrier, Coupling, Fact, Keeps, Operator, Spec, Vjp, broadcast, elements, float};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Data, Tensor, Value, candle_dtype};
 use candle_core::Tensor as Float;
@@ -198,6 +198,9 @@ impl Operator for Cast {
     }
     fn differentiable(&self) -> bool {
         self.to.is_none_or(DType::is_float)
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        (!self.differentiable()).then_some(Barrier::Whole)
     }
     fn keeps(&self) -> Keeps {
         Keeps::default()

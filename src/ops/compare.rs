@@ -3,7 +3,7 @@
 
 use super::elements::{self, bool_value};
 use super::float::{self, Float, real};
-use super::{Coupling, Dim, Fact, Keeps, Operator, Spec, Vjp, broadcast};
+use super::{Barrier, Coupling, Dim, Fact, Keeps, Operator, Spec, Vjp, broadcast};
 use crate::error::Result;
 use crate::kernels::pointwise::{Broadcast, map, spread, zip, zip3};
 use crate::kernels::wide::Lanes;
@@ -118,6 +118,9 @@ impl Operator for Compare {
         let found: Vec<u8> = elements::numeric!(&[a, b], v => Ok(self.0.run(&plan, v[0], v[1])))?;
         Ok(vec![bool_value(&shape, found)?])
     }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Whole)
+    }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         broadcast::couple(inputs, &outputs[0])
     }
@@ -171,6 +174,9 @@ impl Operator for Logic {
             Ok(vec![bool_value(&shape, found)?])
         })
     }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Whole)
+    }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         broadcast::couple(inputs, &outputs[0])
     }
@@ -199,6 +205,9 @@ impl Operator for Class {
             }
         });
         Ok(vec![bool_value(x.dims(), found)?])
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Whole)
     }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         broadcast::couple(inputs, &outputs[0])

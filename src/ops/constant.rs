@@ -1,7 +1,7 @@
 //! Tensors that come from attributes or sizes alone: Constant, ConstantOfShape, Range, EyeLike.
 
-use super::{Attr, Attributes, Coupling, Cut, Dim, Fact, Keeps, Operator, Port, Rewrite, Spec};
-use super::{elements, float, movement};
+use super::{Attr, Attributes, Barrier, Coupling, Cut, Dim, Fact, Keeps, Operator, Port, Rewrite, Spec, Vjp};
+use super::{elements, float, float::Float, movement};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Data, Tensor, Value};
 use std::sync::Arc;
@@ -111,6 +111,9 @@ impl Operator for Constant {
     fn eval(&self, _: &[Option<&Value>]) -> Result<Vec<Value>> {
         Ok(vec![Value::load(self.tensor()?)?])
     }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Shapes)
+    }
     fn keeps(&self) -> Keeps {
         Keeps::default()
     }
@@ -179,6 +182,9 @@ impl Operator for ConstantOfShape {
         let shape = shape.ok_or_else(|| Error::invalid("OP-SHAPE", "the shape holds a negative size"))?;
         float::size(&shape)?;
         Ok(vec![movement::expanded(&Value::load(&self.value)?, &shape)?])
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Shapes)
     }
     fn keeps(&self) -> Keeps {
         Keeps::default()
@@ -279,8 +285,25 @@ impl Operator for Range {
         };
         Ok(vec![Value::load(&tensor.cast_to(dtype))?])
     }
+    fn differentiable(&self) -> bool {
+        true
+    }
     fn keeps(&self) -> Keeps {
         Keeps::default()
+    }
+    /// Element `i` is `start + i * delta`; `limit` decides about their number alone.
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        let mut out = vec![None; v.inputs.len()];
+        let Some(grad) = &v.grads[0] else { return Ok(out) };
+        let g: Vec<f64> = grad.to_dtype(candle_core::DType::F64)?.to_vec1()?;
+        let slopes = [g.iter().sum(), 0.0, g.iter().enumerate().map(|(i, g)| i as f64 * g).sum::<f64>()];
+        for (i, slope) in slopes.into_iter().enumerate().filter(|(i, _)| v.needs[*i]) {
+            let like = super::input(v.inputs, i)?;
+            if let Value::Float(x) = like {
+                out[i] = Some(float::tensor(vec![slope], x.dims(), x.dtype())?);
+            }
+        }
+        Ok(out)
     }
     fn couple(&self, _: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         Coupling { reason: Some("a range has no gaps".into()), ..Coupling::default() }
@@ -318,6 +341,9 @@ impl Operator for EyeLike {
         }
         let dtype = self.dtype.unwrap_or(super::input(inputs, 0)?.dtype());
         Ok(vec![Value::load(&Tensor::from_vec(shape, eye)?.cast_to(dtype))?])
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Shapes)
     }
     fn keeps(&self) -> Keeps {
         Keeps::default()

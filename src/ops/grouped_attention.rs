@@ -4,10 +4,13 @@
 
 use super::attention::Sizes;
 use super::float::{self, Float, Scalar, real};
-use super::{Attr, Attributes, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec};
+use super::{
+    Attr, Attributes, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec, Vjp, broadcast,
+};
 use crate::error::{Error, Result};
 use crate::kernels::analytic::Analytic;
-use crate::kernels::attention::{Mask, Rows, Rules, forward};
+use crate::kernels::attention::{Mask, Rows, Rules, backward, forward};
+use crate::kernels::real::axpy;
 use crate::kernels::rotary::Rotary;
 use crate::tensor::{DType, Value};
 use std::sync::Arc;
@@ -24,6 +27,7 @@ pub const SPECS: &[Spec] = &[Spec {
 const PAST: [usize; 2] = [3, 4];
 const LENGTHS: usize = 5;
 const TOTAL: usize = 6;
+const TABLES: [usize; 2] = [7, 8];
 const BIAS: usize = 10;
 
 /// Queries are `[batch, positions, heads * size]`, or queries, keys and values side by side; the cache
@@ -128,14 +132,13 @@ impl GroupQueryAttention {
         Ok([split(q, self.heads)?, other(1)?, other(2)?])
     }
 
-    fn run<T: Scalar + Analytic>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+    /// What attention works on, from the inputs.
+    fn ready<'a, T: Scalar>(&self, inputs: &[Option<&'a Value>]) -> Result<Ready<'a, T>> {
         let [q, k, v] = self.operands(inputs)?;
         let (batch, heads, queries, head) = q.dims4()?;
         let (total, lengths) = lengths(inputs, batch)?;
         let given = |slot: usize| inputs.get(slot).copied().flatten().map(Value::float).transpose();
-        let before = given(3)?.map_or(0, |p| p.dims()[2]);
-        let room = total.max(before);
-        // Where the first new token of each row goes.
+        let before = given(PAST[0])?.map_or(0, |p| p.dims()[2]);
         let prompt = queries == total;
         let start: Vec<usize> = lengths
             .iter()
@@ -148,74 +151,232 @@ impl GroupQueryAttention {
                     .found(format!("{lengths:?}"))
                     .limit(format!("{before} cached, {queries} new"))
             })?;
-        let (mut qs, mut ks) = (float::elements::<T>(&q)?.to_vec(), float::elements::<T>(&k)?.to_vec());
-        let vs = float::elements::<T>(&v)?;
-        if self.rotary {
-            let table = |slot: usize| super::input(inputs, slot)?.float();
-            let (cos, sin) = (table(7)?, table(8)?);
-            let (rows, half) = cos.dims2()?;
-            let last = start.iter().max().unwrap_or(&0) + queries;
-            if last > rows || cos.dims() != sin.dims() || 2 * half > head {
-                return Err(Error::invalid("OP-INDEX", "positions or heads do not fit the tables of angles")
-                    .field("input[7]")
-                    .found(format!("{last} positions of {head} elements"))
-                    .limit(format!("{rows} positions, {half} pairs")));
-            }
-            let rotary = Rotary { head, rotated: 2 * half, interleaved: self.interleaved };
-            let tables = (float::elements::<T>(cos)?, float::elements::<T>(sin)?);
-            let turn = |x: &[T], heads: usize| {
-                let at = |r: usize| (start[r / (heads * queries)] + r % queries) * half;
-                let rows = batch * heads * queries;
-                rotary.rotate(rows, x, |r| r * head, at, (&tables.0, &tables.1), false)
-            };
-            (qs, ks) = (turn(&qs, heads), turn(&ks, self.groups));
-        }
-        let present = |new: &[T], past: Option<&Float>| -> Result<Vec<T>> {
-            let mut all = vec![T::ZERO; batch * self.groups * room * head];
-            let past = past.map(float::elements::<T>).transpose()?;
-            for (bg, row) in all.chunks_exact_mut((room * head).max(1)).enumerate() {
-                let at = start[bg / self.groups];
-                if let Some(past) = &past {
-                    let kept = at.min(before) * head;
-                    row[..kept].copy_from_slice(&past[bg * before * head..][..kept]);
-                }
-                let fits = queries.min(room - at) * head;
-                row[at * head..at * head + fits].copy_from_slice(&new[bg * queries * head..][..fits]);
-            }
-            Ok(all)
-        };
-        let (keys, values) = (present(&ks, given(3)?)?, present(&vs, given(4)?)?);
-        let bias = given(BIAS)?;
-        let held = bias.map(float::elements::<T>).transpose()?;
-        let mask = match (bias, &held) {
-            (Some(b), Some(data)) => {
-                let dims = b.dims4()?;
-                let strides = crate::tensor::strides(b.dims());
+        let bias = match given(BIAS)? {
+            None => None,
+            Some(bias) => {
+                let dims = bias.dims4()?;
+                let strides = crate::tensor::strides(bias.dims());
                 let stride = |axis: usize, n: usize| if n == 1 { 0 } else { strides[axis] };
                 let strides = [stride(0, dims.0), stride(1, dims.1), stride(2, dims.2)];
-                Mask::Bias(data, Rows { strides, width: dims.3 })
+                Some((float::elements::<T>(bias)?, Rows { strides, width: dims.3 }))
             }
-            _ => Mask::All,
         };
-        let rules = Rules {
-            scale: T::of(if self.scale == 0.0 { 1.0 / (head as f64).sqrt() } else { self.scale }),
+        let keys = total.max(before);
+        let sizes = Sizes { batch, heads, groups: self.groups, queries, keys, head, value: head };
+        let (mut qs, mut ks) = (float::elements::<T>(&q)?.to_vec(), float::elements::<T>(&k)?.to_vec());
+        let mut ready = Ready { sizes, start, before, lengths, bias, qs: vec![], ks: vec![], vs: vec![] };
+        if let Some(turn) = self.turn(inputs, &ready)? {
+            (qs, ks) = (turn.rotate(&ready, &qs, false), turn.rotate(&ready, &ks, false));
+        }
+        ready.ks = ready.present(&ks, given(PAST[0])?)?;
+        ready.vs = ready.present(&float::elements::<T>(&v)?, given(PAST[1])?)?;
+        ready.qs = qs;
+        Ok(ready)
+    }
+
+    fn rules<'r, T: Scalar>(&self, r: &'r Ready<'_, T>) -> Rules<'r, T> {
+        let natural = 1.0 / (r.sizes.head as f64).sqrt();
+        Rules {
+            scale: T::of(if self.scale == 0.0 { natural } else { self.scale }),
             softcap: T::of(self.softcap),
-            mask,
-            offset: start.iter().map(|s| *s as i64).collect(),
+            mask: r.bias.as_ref().map_or(Mask::All, |(data, rows)| Mask::Bias(data, *rows)),
+            offset: r.start.iter().map(|s| *s as i64).collect(),
             left: self.window.map(|w| w - 1),
             right: self.causal.then_some(0),
-            valid: lengths.iter().map(|n| *n as i64).collect(),
-        };
-        let shape = [batch, self.groups, room, head];
-        let z = Sizes { batch, heads, groups: self.groups, queries, keys: room, head, value: head };
-        let y = forward(&z, &rules, &qs, &keys, &values);
-        let y = float::tensor(y, &[batch, heads, queries, head], q.dtype())?;
-        let y = y.transpose(1, 2)?.reshape((batch, queries, heads * head))?;
+            valid: r.lengths.iter().map(|n| *n as i64).collect(),
+        }
+    }
+
+    /// The rotary embedding that the attention applies itself, if it does.
+    fn turn<'a, T: Scalar>(
+        &self,
+        inputs: &[Option<&'a Value>],
+        r: &Ready<'_, T>,
+    ) -> Result<Option<Turn<'a, T>>> {
+        if !self.rotary {
+            return Ok(None);
+        }
+        let table = |slot: usize| super::input(inputs, slot)?.float();
+        let (cos, sin) = (table(TABLES[0])?, table(TABLES[1])?);
+        let ((rows, half), head) = (cos.dims2()?, r.sizes.head);
+        let last = r.start.iter().max().unwrap_or(&0) + r.sizes.queries;
+        if last > rows || cos.dims() != sin.dims() || 2 * half > head {
+            return Err(Error::invalid("OP-INDEX", "positions or heads do not fit the tables of angles")
+                .field("input[7]")
+                .found(format!("{last} positions of {head} elements"))
+                .limit(format!("{rows} positions, {half} pairs")));
+        }
+        let rotary = Rotary { head, rotated: 2 * half, interleaved: self.interleaved };
+        Ok(Some(Turn { rotary, half, cos: float::elements(cos)?, sin: float::elements(sin)? }))
+    }
+
+    fn run<T: Scalar + Analytic>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        let dtype = super::input(inputs, 0)?.float()?.dtype();
+        let r = self.ready::<T>(inputs)?;
+        let z = r.sizes;
+        let y = forward(&z, &self.rules(&r), &r.qs, &r.ks, &r.vs);
+        let cache = [z.batch, z.groups, z.keys, z.head];
         Ok(vec![
-            y.into(),
-            float::tensor(keys, &shape, q.dtype())?.into(),
-            float::tensor(values, &shape, q.dtype())?.into(),
+            r.side_by_side(y, z.heads, dtype)?.into(),
+            float::tensor(r.ks, &cache, dtype)?.into(),
+            float::tensor(r.vs, &cache, dtype)?.into(),
         ])
+    }
+
+    fn back<T: Scalar + Analytic>(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        let dtype = super::input(v.inputs, 0)?.float()?.dtype();
+        let r = self.ready::<T>(v.inputs)?;
+        let z = r.sizes;
+        let need = |i: usize| v.needs.get(i) == Some(&true);
+        let grad = |i: usize| v.grads.get(i).and_then(Option::as_ref);
+        let dy = match grad(0) {
+            Some(dy) => dy.contiguous()?.reshape((z.batch, z.queries, z.heads, z.head))?.transpose(1, 2)?,
+            None => Float::zeros((z.batch, z.heads, z.queries, z.head), dtype, &candle_core::Device::Cpu)?,
+        };
+        let dy = float::elements::<T>(&dy)?;
+        let mut found = backward(&z, &self.rules(&r), &r.qs, &r.ks, &r.vs, &dy, need(BIAS));
+        for (d, present) in [(&mut found.k, grad(1)), (&mut found.v, grad(2))] {
+            if let Some(present) = present {
+                axpy(T::ONE, &float::elements::<T>(present)?, d);
+            }
+        }
+        let (mut dk, past_k) = r.parted(&found.k);
+        let (dv, past_v) = r.parted(&found.v);
+        let mut dq = found.q;
+        let mut out = vec![None; v.inputs.len()];
+        if let Some(turn) = self.turn(v.inputs, &r)? {
+            if need(TABLES[0]) || need(TABLES[1]) {
+                let [q, k, _] = self.operands(v.inputs)?;
+                let of_q = turn.tables(&r, &float::elements::<T>(&q)?, &dq);
+                let (mut cos, mut sin) = turn.tables(&r, &float::elements::<T>(&k)?, &dk);
+                axpy(T::ONE, &of_q.0, &mut cos);
+                axpy(T::ONE, &of_q.1, &mut sin);
+                for (slot, d) in TABLES.into_iter().zip([cos, sin]).filter(|(slot, _)| need(*slot)) {
+                    let table = super::input(v.inputs, slot)?.float()?;
+                    out[slot] = Some(float::tensor(d, table.dims(), table.dtype())?);
+                }
+            }
+            (dq, dk) = (turn.rotate(&r, &dq, true), turn.rotate(&r, &dk, true));
+        }
+        let new = [
+            r.side_by_side(dq, z.heads, dtype)?,
+            r.side_by_side(dk, z.groups, dtype)?,
+            r.side_by_side(dv, z.groups, dtype)?,
+        ];
+        match v.inputs.get(1).copied().flatten() {
+            None => out[0] = need(0).then(|| Float::cat(&new, 2)).transpose()?,
+            Some(_) => {
+                for (slot, d) in new.into_iter().enumerate().filter(|(slot, _)| need(*slot)) {
+                    out[slot] = Some(d);
+                }
+            }
+        }
+        for (slot, d) in PAST.into_iter().zip([past_k, past_v]).filter(|(slot, _)| need(*slot)) {
+            out[slot] = Some(float::tensor(d, &[z.batch, z.groups, r.before, z.head], dtype)?);
+        }
+        if let Some(d) = found.bias {
+            let given = super::input(v.inputs, BIAS)?.float()?;
+            let d = float::tensor(d, &[z.batch, z.heads, z.queries, z.keys], given.dtype())?;
+            let width = given.dims4()?.3;
+            let d = if width < z.keys { d.narrow(3, 0, width)?.contiguous()? } else { d };
+            out[BIAS] = Some(broadcast::sum_to(&d, given.dims())?);
+        }
+        Ok(out)
+    }
+}
+
+/// Queries turned to their positions, keys and values with those of the cache before them.
+struct Ready<'a, T> {
+    sizes: Sizes,
+    /// Where the first new token of each row goes.
+    start: Vec<usize>,
+    /// Positions that the cache had.
+    before: usize,
+    /// Positions of each row.
+    lengths: Vec<usize>,
+    bias: Option<(float::Elements<'a, T>, Rows)>,
+    /// `[batch, heads, queries, head]`.
+    qs: Vec<T>,
+    /// `[batch, groups, keys, head]`.
+    ks: Vec<T>,
+    vs: Vec<T>,
+}
+
+impl<T: Scalar> Ready<'_, T> {
+    /// By row of the cache: elements that stay from before, and where how many elements of the new come.
+    fn places(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + '_ {
+        let z = &self.sizes;
+        (0..z.batch * z.groups).map(move |row| {
+            let at = self.start[row / z.groups];
+            let fits = z.queries.min(z.keys - at);
+            (at.min(self.before) * z.head, at * z.head..(at + fits) * z.head)
+        })
+    }
+
+    fn present(&self, new: &[T], past: Option<&Float>) -> Result<Vec<T>> {
+        let z = &self.sizes;
+        let mut all = vec![T::ZERO; z.batch * z.groups * z.keys * z.head];
+        let past = past.map(float::elements::<T>).transpose()?;
+        let rows = all.chunks_exact_mut((z.keys * z.head).max(1));
+        for (row, (all, (kept, place))) in rows.zip(self.places()).enumerate() {
+            if let Some(past) = &past {
+                all[..kept].copy_from_slice(&past[row * self.before * z.head..][..kept]);
+            }
+            let fits = place.len();
+            all[place].copy_from_slice(&new[row * z.queries * z.head..][..fits]);
+        }
+        Ok(all)
+    }
+
+    /// The gradient of [`Ready::present`] with respect to the new and to the past.
+    fn parted(&self, d: &[T]) -> (Vec<T>, Vec<T>) {
+        let z = &self.sizes;
+        let rows = z.batch * z.groups;
+        let mut new = vec![T::ZERO; rows * z.queries * z.head];
+        let mut past = vec![T::ZERO; rows * self.before * z.head];
+        for (row, (d, (kept, place))) in
+            d.chunks_exact((z.keys * z.head).max(1)).zip(self.places()).enumerate()
+        {
+            past[row * self.before * z.head..][..kept].copy_from_slice(&d[..kept]);
+            new[row * z.queries * z.head..][..place.len()].copy_from_slice(&d[place]);
+        }
+        (new, past)
+    }
+
+    /// `[batch, heads, queries, head]` as `[batch, queries, heads * head]`.
+    fn side_by_side(&self, x: Vec<T>, heads: usize, dtype: candle_core::DType) -> Result<Float> {
+        let z = &self.sizes;
+        let x = float::tensor(x, &[z.batch, heads, z.queries, z.head], dtype)?;
+        Ok(x.transpose(1, 2)?.reshape((z.batch, z.queries, heads * z.head))?)
+    }
+}
+
+/// Rotary embedding by tables `[positions, half]`.
+struct Turn<'a, T> {
+    rotary: Rotary,
+    half: usize,
+    cos: float::Elements<'a, T>,
+    sin: float::Elements<'a, T>,
+}
+
+impl<T: Scalar> Turn<'_, T> {
+    /// Rows of `[batch, any heads, queries, head]`, and where the angles of each lie.
+    fn rows<'r>(&self, r: &'r Ready<'_, T>, x: &[T]) -> (usize, impl Fn(usize) -> usize + Sync + 'r) {
+        let (z, half) = (r.sizes, self.half);
+        let rows = x.len().checked_div(z.head).unwrap_or(0);
+        let entry = rows.checked_div(z.batch).unwrap_or(0).max(1);
+        (rows, move |row| (r.start[row / entry] + row % z.queries) * half)
+    }
+
+    fn rotate(&self, r: &Ready<'_, T>, x: &[T], back: bool) -> Vec<T> {
+        let ((rows, at), head) = (self.rows(r, x), r.sizes.head);
+        self.rotary.rotate(rows, x, |row| row * head, at, (&self.cos, &self.sin), back)
+    }
+
+    /// Gradients of the tables from what was turned and the gradient of the result.
+    fn tables(&self, r: &Ready<'_, T>, x: &[T], dy: &[T]) -> (Vec<T>, Vec<T>) {
+        let ((rows, at), head) = (self.rows(r, x), r.sizes.head);
+        self.rotary.table_gradients(rows, (x, dy), |row| row * head, at, self.cos.len())
     }
 }
 
@@ -292,7 +453,18 @@ impl Operator for GroupQueryAttention {
         let dtype = super::input(inputs, 0)?.float()?.dtype();
         real!(dtype, T => self.run::<T>(inputs))
     }
-    /// A unit is a key head with its query heads; positions and the size of a head stay.
+    fn differentiable(&self) -> bool {
+        true
+    }
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        if v.grads.iter().all(Option::is_none) {
+            return Ok(vec![None; v.inputs.len()]);
+        }
+        let dtype = super::input(v.inputs, 0)?.float()?.dtype();
+        real!(dtype, T => self.back::<T>(v))
+    }
+    /// A unit is a key head with its query heads; of those that share one key head each is a unit, and
+    /// the key head stays. Positions and the size of a head stay.
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         let mut c = Coupling {
             reason: Some("positions and the size of a head stay".into()),

@@ -3,7 +3,8 @@
 
 use super::spatial::Spatial;
 use super::{
-    Attributes, Coupling, Cut, Dim, Fact, Operator, Port, Rewrite, Spec, broadcast, conv, float, matmul,
+    Attributes, Barrier, Coupling, Cut, Dim, Fact, Operator, Port, Rewrite, Spec, broadcast, conv, float,
+    matmul,
 };
 use crate::error::{Error, Result};
 use crate::kernels::integer;
@@ -194,6 +195,9 @@ impl Operator for IntegerMatMul {
         let zero = zeros(inputs, 7)?[0];
         Ok(vec![requantise(&sums, factor, zero, super::input(inputs, 7)?.dtype(), shape)?])
     }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Integers)
+    }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();
         let (slot, za, zb) = self.slots();
@@ -318,6 +322,9 @@ impl Operator for IntegerConv {
         let factor = |i: usize| sx[0] * at(&sw, i / area % channels) / sy[0];
         let zero = zeros(inputs, 7)?[0];
         Ok(vec![requantise(&sums, factor, zero, super::input(inputs, 7)?.dtype(), shape)?])
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Integers)
     }
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();

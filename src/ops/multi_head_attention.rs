@@ -2,10 +2,12 @@
 //! projections, padding masks, added biases and a cache.
 
 use super::float::{self, Float, Scalar, real};
-use super::{Attr, Attributes, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec};
+use super::{
+    Attr, Attributes, Coupling, Cut, Dim, Fact, Operator, Pattern, Port, Rewrite, Spec, Vjp, broadcast,
+};
 use crate::error::{Error, Result};
 use crate::kernels::analytic::Analytic;
-use crate::kernels::attention::{Mask, Rows, Rules, forward};
+use crate::kernels::attention::{Gradients, Mask, Rows, Rules, Sizes, backward, forward};
 use crate::tensor::{DType, Value};
 use std::sync::Arc;
 
@@ -62,11 +64,8 @@ impl MultiHeadAttention {
     }
 
     /// What is added to the scores, as `[batch or 1, heads or 1, queries or 1, keys]`.
-    fn added(
-        &self,
-        inputs: &[Option<&Value>],
-        (batch, queries, keys): (usize, usize, usize),
-    ) -> Result<Option<Float>> {
+    fn added<T: Scalar>(&self, inputs: &[Option<&Value>], z: &Sizes) -> Result<Option<Float>> {
+        let (batch, queries, keys) = (z.batch, z.queries, z.keys);
         let mut all: Option<Float> = None;
         if let Some(mask) = inputs.get(PADDING).copied().flatten() {
             let (shape, given) = (mask.shape().to_vec(), mask.ints()?);
@@ -89,11 +88,11 @@ impl MultiHeadAttention {
                         .limit(format!("[{batch}, {keys}]")));
                 }
             };
-            let data: Vec<f32> = real.iter().map(|r| if *r { 0.0 } else { self.filter as f32 }).collect();
-            all = Some(Float::from_vec(data, &four, &candle_core::Device::Cpu)?);
+            let data = real.iter().map(|r| if *r { T::ZERO } else { T::of(self.filter) }).collect();
+            all = Some(float::tensor::<T>(data, &four, T::DTYPE)?);
         }
         if let Some(bias) = inputs.get(BIAS).copied().flatten() {
-            let bias = bias.float()?.to_dtype(candle_core::DType::F32)?;
+            let bias = bias.float()?.to_dtype(T::DTYPE)?;
             let fits = bias.dims4().is_ok_and(|(b, h, s, t)| {
                 (b == 1 || b == batch) && (h == 1 || h == self.heads) && s == queries && t == keys
             });
@@ -111,18 +110,16 @@ impl MultiHeadAttention {
         Ok(all)
     }
 
-    fn run<T: Scalar + Analytic>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+    /// Queries, keys and values as `[batch, heads, positions, size]`, those of the cache before the new
+    /// ones, and how many there were of these.
+    fn operands(&self, inputs: &[Option<&Value>]) -> Result<([Float; 3], usize)> {
         let given = |slot: usize| inputs.get(slot).copied().flatten().map(Value::float).transpose();
-        let (q, k, v) = (
-            super::input(inputs, 0)?.float()?,
-            super::input(inputs, 1)?.float()?,
-            super::input(inputs, 2)?.float()?,
-        );
-        let bias = given(3)?;
+        let required = |slot: usize| super::input(inputs, slot)?.float();
+        let (q, bias) = (required(0)?, given(PROJECTED)?);
         let width = q.dims()[2];
-        let q = self.split(q, bias.map(|b| (b, 0)))?;
-        let (mut k, mut v) =
-            (self.split(k, bias.map(|b| (b, width)))?, self.split(v, bias.map(|b| (b, 2 * width)))?);
+        let part = |n: usize| bias.map(|b| (b, n * width));
+        let q = self.split(q, part(0))?;
+        let (mut k, mut v) = (self.split(required(1)?, part(1))?, self.split(required(2)?, part(2))?);
         let mut past = 0;
         if let (Some(a), Some(b)) = (given(PAST[0])?, given(PAST[1])?) {
             past = a.dims()[2];
@@ -130,29 +127,44 @@ impl MultiHeadAttention {
                 (k, v) = (Float::cat(&[a, &k], 2)?, Float::cat(&[b, &v], 2)?);
             }
         }
-        let z = super::attention::sizes(&q, &k, &v)?;
-        let added = self.added(inputs, (z.batch, z.queries, z.keys))?;
-        let held = added.as_ref().map(float::elements::<T>).transpose()?;
-        let mask = match (&added, &held) {
-            (Some(a), Some(data)) => {
-                let strides = crate::tensor::strides(a.dims());
-                let stride = |axis: usize| if a.dims()[axis] == 1 { 0 } else { strides[axis] };
+        Ok(([q, k, v], past))
+    }
+
+    fn rules<'a, T: Scalar>(
+        &self,
+        z: &Sizes,
+        past: usize,
+        added: Option<(&[usize], &'a float::Elements<'_, T>)>,
+    ) -> Rules<'a, T> {
+        let mask = match added {
+            None => Mask::All,
+            Some((shape, data)) => {
+                let strides = crate::tensor::strides(shape);
+                let stride = |axis: usize| if shape[axis] == 1 { 0 } else { strides[axis] };
                 Mask::Bias(data, Rows { strides: [stride(0), stride(1), stride(2)], width: z.keys })
             }
-            _ => Mask::All,
         };
-        let rules = Rules {
-            scale: T::of(if self.scale == 0.0 { 1.0 / (z.head.max(1) as f64).sqrt() } else { self.scale }),
+        let natural = 1.0 / (z.head.max(1) as f64).sqrt();
+        Rules {
+            scale: T::of(if self.scale == 0.0 { natural } else { self.scale }),
             softcap: T::ZERO,
             mask,
             offset: vec![past as i64],
             left: None,
             right: self.causal.then_some(0),
             valid: vec![],
-        };
+        }
+    }
+
+    fn run<T: Scalar + Analytic>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        let ([q, k, v], past) = self.operands(inputs)?;
+        let z = super::attention::sizes(&q, &k, &v)?;
+        let added = self.added::<T>(inputs, &z)?;
+        let held = added.as_ref().map(float::elements::<T>).transpose()?;
+        let shape = added.as_ref().map_or(&[][..], Float::dims);
         let y = forward(
             &z,
-            &rules,
+            &self.rules(&z, past, held.as_ref().map(|h| (shape, h))),
             &float::elements::<T>(&q)?,
             &float::elements::<T>(&k)?,
             &float::elements::<T>(&v)?,
@@ -160,6 +172,67 @@ impl MultiHeadAttention {
         let y = float::tensor(y, &[z.batch, z.heads, z.queries, z.value], q.dtype())?;
         let y = y.transpose(1, 2)?.reshape((z.batch, z.queries, z.heads * z.value))?;
         Ok(vec![y.into(), k.contiguous()?.into(), v.contiguous()?.into()])
+    }
+
+    fn back<T: Scalar + Analytic>(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        let ([q, k, values], past) = self.operands(v.inputs)?;
+        let z = super::attention::sizes(&q, &k, &values)?;
+        let need = |i: usize| v.needs.get(i) == Some(&true);
+        let grad = |i: usize| v.grads.get(i).and_then(Option::as_ref);
+        let added = self.added::<T>(v.inputs, &z)?;
+        let held = added.as_ref().map(float::elements::<T>).transpose()?;
+        let shape = added.as_ref().map_or(&[][..], Float::dims);
+        let dy = match grad(0) {
+            Some(dy) => dy.contiguous()?.reshape((z.batch, z.queries, z.heads, z.value))?.transpose(1, 2)?,
+            None => Float::zeros((z.batch, z.heads, z.queries, z.value), q.dtype(), q.device())?,
+        };
+        let Gradients { q: dq, k: dk, v: dv, bias } = backward(
+            &z,
+            &self.rules(&z, past, held.as_ref().map(|h| (shape, h))),
+            &float::elements::<T>(&q)?,
+            &float::elements::<T>(&k)?,
+            &float::elements::<T>(&values)?,
+            &float::elements::<T>(&dy)?,
+            need(BIAS),
+        );
+        let mut out = vec![None; v.inputs.len()];
+        let mut projected = vec![];
+        for (slot, (d, like)) in [(dq, &q), (dk, &k), (dv, &values)].into_iter().enumerate() {
+            let mut d = float::tensor(d, like.dims(), like.dtype())?;
+            if slot > 0 {
+                if let Some(present) = grad(slot) {
+                    d = (d + present)?;
+                }
+                let from = PAST[slot - 1];
+                if need(from) {
+                    out[from] = Some(d.narrow(2, 0, past)?.contiguous()?);
+                }
+                d = d.narrow(2, past, d.dims()[2] - past)?;
+            }
+            let given = super::input(v.inputs, slot)?.shape();
+            let flat = given.len() == 3;
+            if flat {
+                d = d.transpose(1, 2)?.reshape(given)?;
+            }
+            // The bias is not added to operands that come by heads.
+            let width = if flat { given[2] } else { given[1] * given[3] };
+            projected.push(match flat {
+                true => d.sum((0, 1))?,
+                false => Float::zeros(width, d.dtype(), d.device())?,
+            });
+            if need(slot) {
+                out[slot] = Some(d.contiguous()?);
+            }
+        }
+        if need(PROJECTED) {
+            out[PROJECTED] = Some(Float::cat(&projected, 0)?);
+        }
+        if let Some(d) = bias {
+            let given = super::input(v.inputs, BIAS)?.float()?;
+            let d = float::tensor(d, &[z.batch, z.heads, z.queries, z.keys], given.dtype())?;
+            out[BIAS] = Some(broadcast::sum_to(&d, given.dims())?);
+        }
+        Ok(out)
     }
 }
 
@@ -230,6 +303,16 @@ impl Operator for MultiHeadAttention {
         float::shapes(self, inputs)?;
         let dtype = super::input(inputs, 0)?.float()?.dtype();
         real!(dtype, T => self.run::<T>(inputs))
+    }
+    fn differentiable(&self) -> bool {
+        true
+    }
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        if v.grads.iter().all(Option::is_none) {
+            return Ok(vec![None; v.inputs.len()]);
+        }
+        let dtype = super::input(v.inputs, 0)?.float()?.dtype();
+        real!(dtype, T => self.back::<T>(v))
     }
     /// A unit is a head; positions and the size of a head stay.
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {

@@ -232,6 +232,9 @@ impl Operator for BatchNorm {
         true
     }
     fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        if v.grads.iter().skip(1).any(Option::is_some) {
+            return Err(Error::unsupported("NO-VJP", "no gradient flows through the running statistics"));
+        }
         match &v.grads[0] {
             Some(dy) => real!(dy.dtype(), T => self.backward::<T>(v, dy)),
             None => Ok(vec![None; v.inputs.len()]),
@@ -327,17 +330,22 @@ impl RowNorm {
         Ok(out)
     }
 
-    fn backward<T: Scalar>(&self, v: &Vjp<'_>, dy: &Float) -> Result<Vec<Option<Float>>> {
+    fn backward<T: Scalar>(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
         let x = super::input(v.inputs, 0)?.float()?;
         let rows = self.rows(x.dims())?;
         let scale = self.parameter::<T>(v.inputs, 1, x.dims())?;
         let need = |i: usize| v.needs.get(i) == Some(&true);
-        let Gradients { x: dx, scale: ds, bias: db } = rows.backward(
-            &float::elements::<T>(x)?,
-            scale.as_deref(),
-            &float::elements::<T>(dy)?,
-            [need(0), need(1), need(2)],
-        );
+        let of = |i: usize| v.grads.get(i).and_then(Option::as_ref).map(float::elements::<T>).transpose();
+        let data = float::elements::<T>(x)?;
+        let dy = match of(0)? {
+            Some(dy) => dy,
+            None => float::Elements::Owned(vec![T::ZERO; data.len()]),
+        };
+        let Gradients { x: mut dx, scale: ds, bias: db } =
+            rows.backward(&data, scale.as_deref(), &dy, [need(0), need(1), need(2)]);
+        if let Some(dx) = &mut dx {
+            rows.statistics_backward(&data, of(1)?.as_deref(), of(2)?.as_deref(), dx);
+        }
         let mut out = vec![None; v.inputs.len()];
         out[0] = dx.map(|d| float::tensor(d, x.dims(), x.dtype())).transpose()?;
         for (i, d) in [(1, ds), (2, db)] {
@@ -424,13 +432,11 @@ impl Operator for RowNorm {
         true
     }
     fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
-        if v.grads.iter().skip(1).any(Option::is_some) {
-            return Err(Error::unsupported("NO-VJP", "no gradient flows through the statistics of a norm"));
+        if v.grads.iter().all(Option::is_none) {
+            return Ok(vec![None; v.inputs.len()]);
         }
-        match &v.grads[0] {
-            Some(dy) => real!(dy.dtype(), T => self.backward::<T>(v, dy)),
-            None => Ok(vec![None; v.inputs.len()]),
-        }
+        let dtype = super::input(v.inputs, 0)?.float()?.dtype();
+        real!(dtype, T => self.backward::<T>(v))
     }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();

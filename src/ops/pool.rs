@@ -108,7 +108,8 @@ impl Pool {
         let (kernel, grad) = (self.kernel(x.dims(), dy.dims())?, float::elements::<T>(dy)?);
         match self.kind {
             Kind::Max => kernel.max_backward(&float::elements::<T>(x)?, &grad, &mut dx),
-            _ => kernel.mean_backward(&grad, self.include_pad, &mut dx),
+            Kind::Mean => kernel.mean_backward(&grad, self.include_pad, &mut dx),
+            Kind::Norm => kernel.norm_backward(&float::elements::<T>(x)?, self.power, &grad, &mut dx),
         }
         Ok(vec![Some(float::tensor(dx, x.dims(), x.dtype())?)])
     }
@@ -194,7 +195,7 @@ impl Operator for Pool {
         Ok(out)
     }
     fn differentiable(&self) -> bool {
-        self.kind != Kind::Norm
+        true
     }
     fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
         match &v.grads[0] {
@@ -230,9 +231,11 @@ impl Global {
         let x = super::input(v.inputs, 0)?.float()?;
         let mut dx = vec![T::ZERO; x.elem_count()];
         let grad = float::elements::<T>(dy)?;
+        let kernel = Self::kernel(x.dims());
         match self.0 {
-            Kind::Max => Self::kernel(x.dims()).max_backward(&float::elements::<T>(x)?, &grad, &mut dx),
-            _ => Self::kernel(x.dims()).mean_backward(&grad, false, &mut dx),
+            Kind::Max => kernel.max_backward(&float::elements::<T>(x)?, &grad, &mut dx),
+            Kind::Mean => kernel.mean_backward(&grad, false, &mut dx),
+            Kind::Norm => kernel.norm_backward(&float::elements::<T>(x)?, self.1, &grad, &mut dx),
         }
         Ok(vec![Some(float::tensor(dx, x.dims(), x.dtype())?)])
     }
@@ -259,7 +262,7 @@ impl Operator for Global {
         Ok(vec![real!(x.dtype(), T => self.forward::<T>(x, &shape))?.into()])
     }
     fn differentiable(&self) -> bool {
-        self.0 != Kind::Norm
+        true
     }
     fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
         match &v.grads[0] {

@@ -1,7 +1,7 @@
 //! QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear: `q = saturate(round(x / s) + z)`, half to
 //! even, and `x = (q - z) * s`, with one scale, one per index of an axis, or one per block of an axis.
 
-use super::{Attributes, Coupling, Dim, Fact, LAST_OPSET, Operator, Port, Spec, Vjp};
+use super::{Attributes, Barrier, Coupling, Dim, Fact, LAST_OPSET, Operator, Port, Spec};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Data, Tensor, Value, element_count};
 use candle_core::{Device, Tensor as Float};
@@ -222,6 +222,10 @@ impl Operator for QuantizeLinear {
         Ok(vec![Tensor::new(dtype, x.shape().to_vec(), store(dtype, &result))?.into()])
     }
 
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Integers)
+    }
+
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         couple(inputs, outputs, self.axis)
     }
@@ -284,12 +288,12 @@ impl Operator for DequantizeLinear {
         Ok(vec![Float::from_vec(result, x.shape(), &Device::Cpu)?.into()])
     }
 
-    fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
-        couple(inputs, outputs, self.axis)
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Integers)
     }
 
-    fn vjp(&self, _: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
-        Err(Error::unsupported("NO-VJP", "integers have no gradient"))
+    fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
+        couple(inputs, outputs, self.axis)
     }
 }
 
@@ -325,6 +329,9 @@ impl Operator for DynamicQuantizeLinear {
             Float::from_vec(vec![scale], (), &Device::Cpu)?.into(),
             Tensor::scalar(zero as u8).into(),
         ])
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Integers)
     }
 }
 

@@ -1,10 +1,11 @@
 //! Operators that write at given indices: ScatterElements (Scatter in old operator sets), ScatterND.
 
 use super::elements::{self, rearrange};
-use super::gather::{block_positions, couple_elementwise, element_positions, elementwise, taken, tuples};
+use super::gather::{block_positions, couple_elementwise, element_positions, elementwise, tuples};
 use super::{Attributes, Coupling, Dim, Fact, Keeps, Operator, Port, Spec, Vjp, float};
 use crate::error::{Error, Result};
 use crate::kernels::index::put;
+use crate::kernels::real::Real;
 use crate::tensor::{DType, Value};
 use candle_core::Tensor as Float;
 use std::sync::Arc;
@@ -136,6 +137,65 @@ impl Scatter {
         }
     }
 
+    /// Gradients of the data and of the updates, of which update `n` goes to element `at[n]`. Elements that
+    /// tie for an extreme share the gradient equally, as they do in reductions.
+    fn shares<T: Real>(&self, x: &[T], new: &[T], at: &[usize], g: &[T]) -> (Vec<T>, Vec<T>) {
+        let mut own = g.to_vec();
+        let mut each: Vec<T> = at.iter().map(|p| g[*p]).collect();
+        match self.reduction {
+            Reduction::Add => {}
+            Reduction::None => {
+                // Of several updates of one element only the last is seen.
+                let mut last = vec![usize::MAX; g.len()];
+                at.iter().enumerate().for_each(|(n, p)| last[*p] = n);
+                at.iter().for_each(|p| own[*p] = T::ZERO);
+                at.iter().enumerate().filter(|(n, p)| last[**p] != *n).for_each(|(n, _)| each[n] = T::ZERO);
+            }
+            Reduction::Mul => {
+                // The product of all others, right where factors are zero too.
+                let mut rest: Vec<T> = x.iter().map(|x| if *x == T::ZERO { T::ONE } else { *x }).collect();
+                let mut zeros: Vec<usize> = x.iter().map(|x| usize::from(*x == T::ZERO)).collect();
+                for (n, p) in at.iter().enumerate() {
+                    match new[n] == T::ZERO {
+                        true => zeros[*p] += 1,
+                        false => rest[*p] = rest[*p] * new[n],
+                    };
+                }
+                let others = |factor: T, p: usize| match (factor == T::ZERO, zeros[p]) {
+                    (true, 1) => rest[p],
+                    (false, 0) => rest[p] / factor,
+                    _ => T::ZERO,
+                };
+                own.iter_mut().enumerate().for_each(|(p, d)| *d = *d * others(x[p], p));
+                for (n, p) in at.iter().enumerate() {
+                    each[n] = each[n] * others(new[n], *p);
+                }
+            }
+            Reduction::Min | Reduction::Max => {
+                let least = self.reduction == Reduction::Min;
+                let mut best = x.to_vec();
+                let ahead = |a: T, b: T| if least { a < b } else { a > b };
+                for (new, p) in new.iter().zip(at) {
+                    best[*p] = if ahead(*new, best[*p]) { *new } else { best[*p] };
+                }
+                let mut tied: Vec<f64> =
+                    x.iter().zip(&best).map(|(x, b)| if x == b { 1.0 } else { 0.0 }).collect();
+                at.iter()
+                    .enumerate()
+                    .filter(|(n, p)| new[*n] == best[**p])
+                    .for_each(|(_, p)| tied[*p] += 1.0);
+                let part = |value: T, p: usize, g: T| {
+                    if value == best[p] { g / T::of(tied[p]) } else { T::ZERO }
+                };
+                own.iter_mut().enumerate().for_each(|(p, d)| *d = part(x[p], p, *d));
+                for (n, p) in at.iter().enumerate() {
+                    each[n] = part(new[n], *p, each[n]);
+                }
+            }
+        }
+        (own, each)
+    }
+
     /// Offsets of single elements.
     fn spread(positions: &[usize], block: usize) -> impl Iterator<Item = usize> + '_ {
         positions.iter().flat_map(move |p| *p..*p + block)
@@ -178,46 +238,28 @@ impl Operator for Scatter {
         })?])
     }
     fn differentiable(&self) -> bool {
-        matches!(self.reduction, Reduction::None | Reduction::Add)
+        true
     }
     fn keeps(&self) -> Keeps {
-        Keeps::default()
+        Keeps { inputs: !matches!(self.reduction, Reduction::None | Reduction::Add), outputs: false }
     }
     fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
         let mut grads = vec![None; v.inputs.len()];
         let Some(g) = &v.grads[0] else { return Ok(grads) };
         let (indices, updates) = (super::input(v.inputs, 1)?, super::input(v.inputs, 2)?);
         let (at, block) = self.positions(g.dims(), indices)?;
-        let replaces = self.reduction == Reduction::None;
-        // 0 where an element is overwritten.
-        let masked = |t: &Float, gone: &mut dyn Iterator<Item = usize>| -> Result<Float> {
-            float::real!(t.dtype(), T => {
-                let mut out = float::elements::<T>(t)?.to_vec();
-                gone.for_each(|p| out[p] = <T as crate::kernels::real::Real>::ZERO);
-                float::tensor(out, t.dims(), t.dtype())
-            })
-        };
-        if v.needs[0] {
-            grads[0] = Some(match replaces {
-                true => masked(g, &mut Scatter::spread(&at, block))?,
-                false => g.clone(),
-            });
-        }
-        if v.needs[2] {
-            let taken = taken(&g.clone().into(), &at, block, updates.shape())?.float()?.clone();
-            grads[2] = Some(match replaces {
-                true => {
-                    // Of several updates of one element only the last is seen.
-                    let mut last = vec![usize::MAX; g.elem_count()];
-                    Scatter::spread(&at, block).enumerate().for_each(|(n, p)| last[p] = n);
-                    let mut lost = Scatter::spread(&at, block)
-                        .enumerate()
-                        .filter(|(n, p)| last[*p] != *n)
-                        .map(|(n, _)| n);
-                    masked(&taken, &mut lost)?
-                }
-                false => taken,
-            });
+        let at: Vec<usize> = Scatter::spread(&at, block).collect();
+        let parts = float::real!(g.dtype(), T => {
+            let of = |value: &Value| -> Result<Vec<T>> { Ok(float::elements::<T>(value.float()?)?.to_vec()) };
+            let (x, new) = match self.keeps().inputs {
+                true => (of(super::input(v.inputs, 0)?)?, of(updates)?),
+                false => (vec![], vec![]),
+            };
+            let (old, new) = self.shares(&x, &new, &at, &float::elements::<T>(g)?);
+            [float::tensor(old, g.dims(), g.dtype())?, float::tensor(new, updates.shape(), g.dtype())?]
+        });
+        for (slot, part) in [0, 2].into_iter().zip(parts) {
+            grads[slot] = v.needs[slot].then_some(part);
         }
         Ok(grads)
     }

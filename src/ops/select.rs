@@ -2,7 +2,9 @@
 
 use super::elements::{self, numeric, rearrange};
 use super::gather::{added, taken};
-use super::{Attributes, Coupling, Dim, Fact, Keeps, Operator, Port, Spec, Vjp, fact::FOLD_LIMIT, float};
+use super::{
+    Attributes, Barrier, Coupling, Dim, Fact, Keeps, Operator, Port, Spec, Vjp, fact::FOLD_LIMIT, float,
+};
 use crate::error::{Error, Result};
 use crate::kernels::movement::{pick, unpick};
 use crate::tensor::{DType, Tensor, Value};
@@ -248,6 +250,9 @@ impl Operator for NonZero {
         }
         Ok(vec![Tensor::from_vec(vec![shape.len(), at.len()], rows)?.into()])
     }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Whole)
+    }
     fn couple(&self, _: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         Coupling { reason: Some("the result depends on every element".into()), ..Coupling::default() }
     }
@@ -413,6 +418,9 @@ impl Operator for Unique {
         let first = first.into_iter().map(|i| i as i64).collect();
         Ok(vec![y, vector(first)?, vector(inverse)?, vector(counts)?])
     }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Count)
+    }
     fn couple(&self, _: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         Coupling { reason: Some("the result depends on every element".into()), ..Coupling::default() }
     }
@@ -427,6 +435,21 @@ struct OneHot {
 impl OneHot {
     fn axis(&self, rank: usize) -> Result<usize> {
         super::axis(self.axis, rank + 1)
+    }
+
+    /// 1 for each element of the result that is on, else 0.
+    fn places(&self, indices: &Value, shape: &[usize]) -> Result<Vec<usize>> {
+        let indices = indices.to_tensor()?.to_i64s()?;
+        let (outer, depth, inner) = around(shape, self.axis(shape.len() - 1)?);
+        let mut on = vec![0usize; outer * depth * inner];
+        for (at, index) in indices.iter().enumerate() {
+            let (o, i) = (at / inner.max(1), at % inner.max(1));
+            let index = if *index < 0 { index.saturating_add(depth as i64) } else { *index };
+            if let Some(d) = usize::try_from(index).ok().filter(|d| *d < depth) {
+                on[(o * depth + d) * inner + i] = 1;
+            }
+        }
+        Ok(on)
     }
 }
 
@@ -451,17 +474,20 @@ impl Operator for OneHot {
     }
     fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
         let shape = float::shapes(self, inputs)?.swap_remove(0);
-        let (indices, values) = (super::input(inputs, 0)?.to_tensor()?.to_i64s()?, super::input(inputs, 2)?);
-        let (outer, depth, inner) = around(&shape, self.axis(shape.len() - 1)?);
-        let mut on = vec![0usize; outer * depth * inner];
-        for (at, index) in indices.iter().enumerate() {
-            let (o, i) = (at / inner.max(1), at % inner.max(1));
-            let index = if *index < 0 { index.saturating_add(depth as i64) } else { *index };
-            if let Some(d) = usize::try_from(index).ok().filter(|d| *d < depth) {
-                on[(o * depth + d) * inner + i] = 1;
-            }
+        let on = self.places(super::input(inputs, 0)?, &shape)?;
+        Ok(vec![taken(super::input(inputs, 2)?, &on, 1, &shape)?])
+    }
+    fn differentiable(&self) -> bool {
+        true
+    }
+    /// To the off-value and the on-value; indices and depth change the result in jumps.
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        let mut out = vec![None; v.inputs.len()];
+        if let (Some(g), true) = (&v.grads[0], v.needs[2]) {
+            let on = self.places(super::input(v.inputs, 0)?, g.dims())?;
+            out[2] = Some(added(g, &on, 1, &[2])?);
         }
-        Ok(vec![taken(values, &on, 1, &shape)?])
+        Ok(out)
     }
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         let mut coupling =

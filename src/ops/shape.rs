@@ -1,7 +1,7 @@
 //! Shapes as values: Shape and Size. The content that leaves is symbolic where the shape is, so that
 //! arithmetic on shapes can be followed before anything runs.
 
-use super::{Coupling, Dim, Fact, Keeps, Operator, Port, Spec};
+use super::{Barrier, Coupling, Dim, Fact, Keeps, Operator, Port, Spec};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor, Value};
 use std::sync::Arc;
@@ -50,6 +50,9 @@ impl Operator for Shape {
         let sizes: Vec<i64> = shape[self.range(shape.len())].iter().map(|n| *n as i64).collect();
         Ok(vec![Tensor::from_vec(vec![sizes.len()], sizes)?.into()])
     }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Shapes)
+    }
     fn keeps(&self) -> Keeps {
         Keeps::default()
     }
@@ -70,6 +73,9 @@ impl Operator for Size {
     fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
         let n: usize = super::input(inputs, 0)?.shape().iter().product();
         Ok(vec![Tensor::scalar(n as i64).into()])
+    }
+    fn barrier(&self) -> Option<Barrier> {
+        Some(Barrier::Shapes)
     }
     fn keeps(&self) -> Keeps {
         Keeps::default()

@@ -2,7 +2,7 @@
 //! SkipSimplifiedLayerNormalization.
 
 use super::float::{self, Float, Scalar, real};
-use super::{Attributes, Coupling, Dim, Fact, Operator, Port, Spec, broadcast};
+use super::{Attributes, Coupling, Dim, Fact, Operator, Port, Spec, Vjp, broadcast};
 use crate::error::{Error, Result};
 use crate::kernels::norm::Rows;
 use crate::tensor::{DType, Value};
@@ -42,30 +42,76 @@ impl SkipNorm {
         Ok(Arc::new(SkipNorm { centred, epsilon: a.float("epsilon", EPSILON)?.into() }))
     }
 
-    fn run<T: Scalar>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
-        let at = |slot: usize| inputs.get(slot).copied().flatten().map(Value::float).transpose();
-        let x = super::input(inputs, 0)?.float()?;
-        let mut sum = x.broadcast_add(super::input(inputs, 1)?.float()?)?;
-        let (shift, bias) = if self.centred { (at(3)?, at(4)?) } else { (None, at(3)?) };
-        if let Some(bias) = bias {
-            sum = sum.broadcast_add(bias)?;
+    /// Slots of the shift and of the bias.
+    fn slots(&self) -> (Option<usize>, usize) {
+        if self.centred { (Some(3), 4) } else { (None, 3) }
+    }
+
+    /// What is normalised.
+    fn sum(&self, inputs: &[Option<&Value>]) -> Result<Float> {
+        let sum = super::input(inputs, 0)?.float()?.broadcast_add(super::input(inputs, 1)?.float()?)?;
+        match inputs.get(self.slots().1).copied().flatten() {
+            Some(bias) => Ok(sum.broadcast_add(bias.float()?)?),
+            None => Ok(sum),
         }
+    }
+
+    fn rows(&self, x: &Float) -> Rows {
         let width = x.dims().last().copied().unwrap_or(0);
-        let rows =
-            Rows { width, channels: width.max(1), cycle: 1, centred: self.centred, epsilon: self.epsilon };
+        Rows { width, channels: width.max(1), cycle: 1, centred: self.centred, epsilon: self.epsilon }
+    }
+
+    fn run<T: Scalar>(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
+        let x = super::input(inputs, 0)?.float()?;
+        let sum = self.sum(inputs)?;
         let gain = float::elements::<T>(super::input(inputs, 2)?.float()?)?;
-        let shift = shift.map(float::elements::<T>).transpose()?;
+        let shift = self.slots().0.map(|slot| float::optional::<T>(inputs, slot)).transpose()?.flatten();
         let mut y = vec![T::ZERO; sum.elem_count()];
-        let moments = rows.forward(&float::elements::<T>(&sum)?, Some(&gain), shift.as_deref(), &mut y);
+        let data = float::elements::<T>(&sum)?;
+        let moments = self.rows(x).forward(&data, Some(&gain), shift.as_deref(), &mut y);
+        drop(data);
         let (mean, inverse): (Vec<T>, Vec<T>) = moments.into_iter().unzip();
         let reduced = [&x.dims()[..x.rank() - 1], &[1]].concat();
-        let single = |v: Vec<T>| -> Result<Float> { float::tensor(v, &reduced, candle_core::DType::F32) };
+        let dtype = if T::DTYPE == candle_core::DType::F64 { T::DTYPE } else { candle_core::DType::F32 };
+        let single = |v: Vec<T>| -> Result<Float> { float::tensor(v, &reduced, dtype) };
         Ok(vec![
             float::tensor(y, sum.dims(), x.dtype())?.into(),
             single(mean)?.into(),
             single(inverse)?.into(),
             sum.into(),
         ])
+    }
+
+    fn back<T: Scalar>(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        let (sum, need) = (self.sum(v.inputs)?, |i: usize| v.needs.get(i) == Some(&true));
+        let (shift, bias) = self.slots();
+        let rows = self.rows(&sum);
+        let data = float::elements::<T>(&sum)?;
+        let gain = super::input(v.inputs, 2)?.float()?;
+        let grad = |i: usize| v.grads.get(i).and_then(Option::as_ref);
+        let of = |i: usize| grad(i).map(float::elements::<T>).transpose();
+        let dy = match of(0)? {
+            Some(dy) => dy,
+            None => float::Elements::Owned(vec![T::ZERO; data.len()]),
+        };
+        let needs = [true, need(2), shift.is_some_and(need)];
+        let found = rows.backward(&data, Some(&float::elements::<T>(gain)?), &dy, needs);
+        let mut dx = found.x.unwrap_or_default();
+        rows.statistics_backward(&data, of(1)?.as_deref(), of(2)?.as_deref(), &mut dx);
+        let mut dx = float::tensor(dx, sum.dims(), sum.dtype())?;
+        if let Some(through) = grad(3) {
+            dx = (dx + through)?;
+        }
+        let mut out = vec![None; v.inputs.len()];
+        for slot in [0, 1, bias].into_iter().filter(|slot| need(*slot)) {
+            out[slot] = Some(broadcast::sum_to(&dx, super::input(v.inputs, slot)?.shape())?);
+        }
+        for (slot, d) in [(Some(2), found.scale), (shift, found.bias)] {
+            if let (Some(slot), Some(d)) = (slot, d) {
+                out[slot] = Some(float::tensor(d, gain.dims(), gain.dtype())?);
+            }
+        }
+        Ok(out)
     }
 }
 
@@ -108,6 +154,16 @@ impl Operator for SkipNorm {
         float::shapes(self, inputs)?;
         let dtype = super::input(inputs, 0)?.float()?.dtype();
         real!(dtype, T => self.run::<T>(inputs))
+    }
+    fn differentiable(&self) -> bool {
+        true
+    }
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        if v.grads.iter().all(Option::is_none) {
+            return Ok(vec![None; v.inputs.len()]);
+        }
+        let dtype = super::input(v.inputs, 0)?.float()?.dtype();
+        real!(dtype, T => self.back::<T>(v))
     }
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         let mut c = broadcast::couple(&inputs[..2], &outputs[0]);

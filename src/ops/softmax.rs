@@ -2,8 +2,8 @@
 //! one; since then on the axis alone.
 
 use super::float::{self, Float, Scalar, real};
-use super::{Coupling, Fact, Keeps, Operator, Port, Spec, Vjp};
-use crate::error::{Error, Result};
+use super::{Barrier, Coupling, Fact, Keeps, Operator, Port, Spec, Vjp};
+use crate::error::Result;
 use crate::kernels::analytic::Analytic;
 use crate::kernels::softmax::{Axis, backward, forward};
 use crate::tensor::{DType, Value};
@@ -97,13 +97,13 @@ impl Operator for Softmax {
     fn differentiable(&self) -> bool {
         self.kind != Kind::Hard
     }
+    fn barrier(&self) -> Option<Barrier> {
+        (self.kind == Kind::Hard).then_some(Barrier::Steps)
+    }
     fn keeps(&self) -> Keeps {
         Keeps { inputs: false, outputs: true }
     }
     fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
-        if self.kind == Kind::Hard {
-            return Err(Error::unsupported("NO-VJP", "Hardmax has no gradient"));
-        }
         let Some(dy) = &v.grads[0] else { return Ok(vec![None]) };
         let y = super::input(v.outputs, 0)?.float()?;
         Ok(vec![Some(real!(dy.dtype(), T => self.back::<T>(y, dy))?)])

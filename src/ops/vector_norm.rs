@@ -2,8 +2,9 @@
 //! LRN.
 
 use super::float::{self, Float, Scalar, real};
-use super::{Coupling, Fact, Operator, Port, Spec};
+use super::{Coupling, Fact, Operator, Port, Spec, Vjp};
 use crate::error::{Error, Result};
+use crate::kernels::norm::Response;
 use crate::tensor::{DType, Value};
 use std::sync::Arc;
 
@@ -73,56 +74,86 @@ impl VectorNorm {
         }
     }
 
+    /// The kernel of local response normalisation over `x`.
+    fn response(&self, x: &[usize]) -> Option<Response> {
+        let VectorNorm::Response { size, alpha, beta, bias } = *self else { return None };
+        Some(Response { channels: x[1], inner: x[2..].iter().product(), size, alpha, beta, bias })
+    }
+
     fn run<T: Scalar>(&self, x: &Float) -> Result<Float> {
         let axes = self.axes(x.rank())?;
-        match self {
-            VectorNorm::Lp { p, .. } => {
-                let wide = x.to_dtype(T::DTYPE)?;
-                let norm = match p {
-                    1 => wide.abs()?.sum_keepdim(axes)?,
-                    _ => wide.sqr()?.sum_keepdim(axes)?.sqrt()?,
-                };
-                // A vector of zeros stays one.
-                let norm = norm.eq(0f64)?.to_dtype(T::DTYPE)?.add(&norm)?;
-                Ok(wide.broadcast_div(&norm)?.to_dtype(x.dtype())?)
-            }
-            VectorNorm::MeanVariance { .. } => {
-                let wide = x.to_dtype(T::DTYPE)?;
-                let mut centred = wide.clone();
-                let mut mean = wide.clone();
-                for a in &axes {
-                    mean = mean.mean_keepdim(*a)?;
-                }
-                centred = centred.broadcast_sub(&mean)?;
-                let mut variance = centred.sqr()?;
-                for a in &axes {
-                    variance = variance.mean_keepdim(*a)?;
-                }
-                Ok(centred.broadcast_div(&(variance.sqrt()? + 1e-9)?)?.to_dtype(x.dtype())?)
-            }
-            VectorNorm::Response { size, alpha, beta, bias } => {
-                let shape = x.dims();
-                let (channels, inner): (usize, usize) = (shape[1], shape[2..].iter().product());
-                let data = float::elements::<T>(x)?;
-                let mut y = vec![T::ZERO; data.len()];
-                for (x, y) in data
-                    .chunks_exact((channels * inner).max(1))
-                    .zip(y.chunks_exact_mut((channels * inner).max(1)))
-                {
-                    for c in 0..channels {
-                        let from = c.saturating_sub((size - 1) / 2);
-                        let to = (c + size / 2).min(channels - 1);
-                        for i in 0..inner {
-                            let sum: f64 = (from..=to).map(|k| x[k * inner + i].wide().powi(2)).sum();
-                            let scale = (bias + alpha / *size as f64 * sum).powf(-beta);
-                            y[c * inner + i] = x[c * inner + i] * T::of(scale);
-                        }
-                    }
-                }
-                float::tensor(y, shape, x.dtype())
-            }
+        if let Some(response) = self.response(x.dims()) {
+            let mut y = vec![T::ZERO; x.elem_count()];
+            response.forward(&float::elements::<T>(x)?, &mut y);
+            return float::tensor(y, x.dims(), x.dtype());
         }
+        let wide = x.to_dtype(T::DTYPE)?;
+        let y = match self {
+            VectorNorm::Lp { p, .. } => wide.broadcast_div(&or_one(&norm(&wide, &axes, *p)?)?)?,
+            _ => {
+                let (centred, deviation) = moments(&wide, &axes)?;
+                centred.broadcast_div(&(deviation + TINY)?)?
+            }
+        };
+        Ok(y.to_dtype(x.dtype())?)
     }
+
+    fn back<T: Scalar>(&self, x: &Float, dy: &Float) -> Result<Float> {
+        let axes = self.axes(x.rank())?;
+        if let Some(response) = self.response(x.dims()) {
+            let mut dx = vec![T::ZERO; x.elem_count()];
+            response.backward(&float::elements::<T>(x)?, &float::elements::<T>(dy)?, &mut dx);
+            return float::tensor(dx, x.dims(), x.dtype());
+        }
+        let (wide, dy) = (x.to_dtype(T::DTYPE)?, dy.to_dtype(T::DTYPE)?);
+        let dx = match self {
+            VectorNorm::Lp { p, .. } => {
+                let found = norm(&wide, &axes, *p)?;
+                let norm = or_one(&found)?;
+                let y = wide.broadcast_div(&norm)?;
+                let along = (&dy * &y)?.sum_keepdim(axes)?;
+                let direction = if *p == 1 { wide.sign()? } else { y };
+                let dx = (dy - direction.broadcast_mul(&along)?)?.broadcast_div(&norm)?;
+                // At the origin the slope is zero.
+                dx.broadcast_mul(&found.ne(0f64)?.to_dtype(T::DTYPE)?)?
+            }
+            _ => {
+                let (centred, deviation) = moments(&wide, &axes)?;
+                let y = centred.broadcast_div(&(&deviation + TINY)?)?;
+                let along = mean(&(&dy * &y)?, &axes)?.broadcast_div(&or_one(&deviation)?)?;
+                let flat = dy.broadcast_sub(&mean(&dy, &axes)?)?;
+                (flat.broadcast_div(&(&deviation + TINY)?)? - y.broadcast_mul(&along)?)?
+            }
+        };
+        Ok(dx.to_dtype(x.dtype())?)
+    }
+}
+
+/// What the standard adds to a deviation.
+const TINY: f64 = 1e-9;
+
+/// Norm of each vector along `axes`, which stay with one element.
+fn norm(x: &Float, axes: &[usize], p: i64) -> Result<Float> {
+    Ok(match p {
+        1 => x.abs()?.sum_keepdim(axes)?,
+        _ => x.sqr()?.sum_keepdim(axes)?.sqrt()?,
+    })
+}
+
+/// Ones in place of zeros: a vector of zeros stays one.
+fn or_one(x: &Float) -> Result<Float> {
+    Ok((x.eq(0f64)?.to_dtype(x.dtype())? + x)?)
+}
+
+fn mean(x: &Float, axes: &[usize]) -> Result<Float> {
+    Ok(axes.iter().try_fold(x.clone(), |x, a| x.mean_keepdim(*a))?)
+}
+
+/// What is left without the mean over `axes`, and the standard deviation.
+fn moments(x: &Float, axes: &[usize]) -> Result<(Float, Float)> {
+    let centred = x.broadcast_sub(&mean(x, axes)?)?;
+    let deviation = mean(&centred.sqr()?, axes)?.sqrt()?;
+    Ok((centred, deviation))
 }
 
 impl Operator for VectorNorm {
@@ -136,6 +167,14 @@ impl Operator for VectorNorm {
     fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
         let x = super::input(inputs, 0)?.float()?;
         Ok(vec![real!(x.dtype(), T => self.run::<T>(x))?.into()])
+    }
+    fn differentiable(&self) -> bool {
+        true
+    }
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        let Some(dy) = &v.grads[0] else { return Ok(vec![None]) };
+        let x = super::input(v.inputs, 0)?.float()?;
+        Ok(vec![Some(real!(dy.dtype(), T => self.back::<T>(x, dy))?)])
     }
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         let mut coupling = Coupling::default();
