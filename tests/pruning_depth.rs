@@ -40,7 +40,8 @@ fn decoders() -> Vec<Decoder> {
         plain.clone(),
         Decoder { heads: 6, groups: 3, head: 8, rotated: 8, head_norm: true, bias: true, ..plain.clone() },
         Decoder { classic: true, tied: false, rotated: 0, heads: 4, groups: 4, bias: true, ..plain.clone() },
-        Decoder { layers: 4, window: Some(3), softcap: 5.0, hidden: 24, ..plain },
+        Decoder { layers: 4, window: Some(3), softcap: 5.0, hidden: 24, ..plain.clone() },
+        Decoder { beside: true, groups: 1, ..plain },
     ]
 }
 
@@ -112,7 +113,9 @@ fn blocks_of_transformers_are_attentions_and_feed_forwards() {
         assert!(layers.len() == net.layers && layers.iter().all(|b| b.kind == Kind::Layer));
         for (k, (layer, parts)) in layers.iter().zip(all.chunks(2)).enumerate() {
             assert_eq!((layer.entry, layer.exit), (parts[0].entry, parts[1].exit));
-            assert_eq!(layer.parameters, parts[0].parameters + parts[1].parameters);
+            // A norm that both read leaves with both.
+            let shared = if net.beside { net.hidden as u64 } else { 0 };
+            assert_eq!(layer.parameters, parts[0].parameters + parts[1].parameters + shared);
             // All of a layer's nodes and nothing else.
             let own =
                 (0..graph.nodes().len()).filter(|i| graph.label(*i).starts_with(&format!("layers.{k}.")));
@@ -129,6 +132,45 @@ fn blocks_of_transformers_are_attentions_and_feed_forwards() {
         let kinds: Vec<Kind> = found(&graph, Unit::Block).iter().map(|b| b.kind).collect();
         assert_eq!(kinds, [Kind::Attention, Kind::FeedForward].repeat(net.layers), "{net:?}");
         assert_eq!(found(&graph, Unit::Layer).len(), net.layers);
+    }
+}
+
+/// Whichever comes first, and added to each other first or one after the other.
+#[test]
+fn branches_that_lie_side_by_side_are_blocks() {
+    let base = Decoder { layers: 3, beside: true, groups: 1, ..Decoder::default() }.graph();
+    let layer = |graph: &Graph, k: usize| {
+        let find = |name: &str| graph.find(&format!("layers.{k}.{name}")).unwrap();
+        let of = |name: &str| (0..graph.nodes().len()).find(|i| graph.label(*i).ends_with(name)).unwrap();
+        let sums = [of(&format!("{k}.attention_residual")), of(&format!("{k}.mlp_residual"))];
+        let node = |i: usize| graph.node(i).inputs.iter().flatten().copied().collect::<Vec<_>>();
+        let (first, second) = (node(sums[0]), node(sums[1]));
+        (sums, first[0], first[1], second[1], find("attention_residual"))
+    };
+    for joint in [false, true] {
+        let mut edit = base.edit();
+        for k in 0..3 {
+            let (sums, x, a, f, inner) = layer(&base, k);
+            // `x + f` and then `+ a`; or `a + f` and then `+ x`.
+            let inputs = if joint { [(a, f), (inner, x)] } else { [(x, f), (inner, a)] };
+            for (i, (p, q)) in sums.into_iter().zip(inputs) {
+                edit.node_mut(i).inputs = vec![Some(p), Some(q)];
+            }
+        }
+        let graph = edit.commit().unwrap();
+        let all = found(&graph, Unit::Block);
+        let per_layer = if joint { 1 } else { 2 };
+        assert_eq!(all.len(), 3 * per_layer, "{joint}: {:?}", all.iter().map(|b| b.kind).collect::<Vec<_>>());
+        let layers = found(&graph, Unit::Layer);
+        assert_eq!(layers.len(), 3, "{joint}");
+        let net = Decoder { layers: 2, beside: true, groups: 1, ..Decoder::default() };
+        let cut = without(&graph, &layers, &[1]).unwrap();
+        assert_eq!(cut.initializers().count(), net.graph().initializers().count(), "{joint}");
+        // The sum is the same in whatever order.
+        let short = with_weights_of(&net.graph(), &base, 1);
+        let (inputs, wanted) = (decoder_inputs(&net), run(&short, &decoder_inputs(&net)));
+        let p = parity(&wanted, &run(&cut, &inputs), 1e-5).unwrap();
+        assert!(p.max_rel <= 1e-5 && p.not_finite == 0, "{joint}: {p:?}");
     }
 }
 

@@ -167,6 +167,31 @@ fn the_width_shrinks_only_when_asked_to() {
     }
 }
 
+/// Of query heads that share one key head each may leave; the key head and its cache stay.
+#[test]
+fn query_heads_of_one_key_head_leave_alone() {
+    for beside in [false, true] {
+        let net = Decoder { layers: 2, heads: 6, groups: 1, beside, ..Decoder::default() };
+        let graph = net.graph();
+        for graph in
+            [graph.clone(), lower(&graph, Target::Ort).unwrap().0, lower(&graph, Target::Standard).unwrap().0]
+        {
+            let only =
+                "ratio = 0.5\nscope = 'layer'\nround_to = 1\nexclude = ['embedding', 'gate', 'norm.weight']";
+            let inputs = |g: &Graph| {
+                let all = net.inputs(&[&[1, 5, 9, 3], &[7, 2, 0, 0]], &[&[1, 1, 1, 1], &[1, 1, 0, 0]], &[]);
+                all.into_iter().take(2).chain(crate::architectures::empty_caches(g, 2)).collect()
+            };
+            let pruned = agreeing(&graph, &inputs, only);
+            for i in 0..2 {
+                assert_eq!(size(&pruned, &format!("layers.{i}.k.weight"), 1), net.head);
+                assert_eq!(size(&pruned, &format!("layers.{i}.q.weight"), 1), 3 * net.head);
+                assert_eq!(size(&pruned, &format!("layers.{i}.o.weight"), 0), 3 * net.head);
+            }
+        }
+    }
+}
+
 #[test]
 fn neurons_of_a_gated_layer_leave_together() {
     let net = Decoder { layers: 1, ..Decoder::default() };
@@ -199,6 +224,7 @@ fn groups_survive_the_lowering_for_runtimes() {
         Decoder { heads: 8, groups: 4, ..Decoder::default() },
         Decoder { heads: 4, groups: 4, classic: true, tied: false, bias: true, ..Decoder::default() },
         Decoder { heads: 6, groups: 3, head_norm: true, bias: true, ..Decoder::default() },
+        Decoder { heads: 4, groups: 1, beside: true, ..Decoder::default() },
     ] {
         let graph = net.graph();
         let wanted = kinds(&graph);
@@ -210,7 +236,8 @@ fn groups_survive_the_lowering_for_runtimes() {
             };
             let told: Vec<_> = found.groups().iter().map(|g| (g.kind, g.units, &g.pinned_by)).collect();
             assert_eq!(free(Kind::Heads).len(), wanted[&Kind::Heads], "{target:?} of {net:?}: {told:?}");
-            assert!(free(Kind::Heads).iter().all(|g| g.units == net.groups));
+            let units = if net.groups == 1 { net.heads } else { net.groups };
+            assert!(free(Kind::Heads).iter().all(|g| g.units == units));
             assert_eq!(free(Kind::Neurons).len(), net.layers, "{target:?} of {net:?}");
             assert_eq!(free(Kind::Width).len(), 1, "{target:?} of {net:?}");
             let text = "ratio = 0.4\nscope = 'layer'\nround_to = 1\nexclude = ['embedding']";

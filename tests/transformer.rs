@@ -132,6 +132,8 @@ pub struct Decoder {
     /// LayerNormalization and Gelu with tanh, as GPT-2 has; else RMS and a gated Silu.
     pub classic: bool,
     pub scale: Option<f32>,
+    /// Attention and feed-forward block read one norm and are added one after the other.
+    pub beside: bool,
 }
 
 impl Default for Decoder {
@@ -155,6 +157,7 @@ impl Default for Decoder {
             tied: true,
             classic: false,
             scale: None,
+            beside: false,
         }
     }
 }
@@ -329,7 +332,7 @@ impl Decoder {
         let y = net.joined(&at("attention"), y, q_width);
         let y = net.linear(&at("o"), y, q_width, self.hidden, self.bias);
         let x = net.op("Add", &at("attention_residual"), &[x, y], &[]);
-        let h = self.norm(net, &at("mlp_norm"), x);
+        let h = if self.beside { h } else { self.norm(net, &at("mlp_norm"), x) };
         let y = if self.classic {
             let y = net.linear(&at("up"), h, self.hidden, self.inner, true);
             let y = net.op("Gelu", &at("gelu"), &[y], &[("approximate", Attr::Str(b"tanh".to_vec()))]);

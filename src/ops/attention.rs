@@ -449,7 +449,8 @@ impl Operator for Attention {
         let dtype = super::input(v.inputs, 0)?.float()?.dtype();
         real!(dtype, T => self.back::<T>(v))
     }
-    /// A unit is a key head with its query heads; positions and the size of a head stay.
+    /// A unit is a key head with its query heads; of those that share one key head each is a unit, and
+    /// the key head stays. Positions and the size of a head stay.
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
         let mut c = Coupling {
             reason: Some("positions and the size of a head stay".into()),
@@ -458,7 +459,9 @@ impl Operator for Attention {
         };
         let Ok(Some(([q, k, v], _))) = self.sizes(inputs) else { return c };
         let (Some(heads), Some(groups)) = (q[1].size(), k[1].size()) else { return c };
-        let repeat = heads / groups.max(1);
+        // Units of queries, and query heads of each.
+        let alone = groups == 1;
+        let (units, repeat) = if alone { (heads, 1) } else { (groups, heads / groups.max(1)) };
         let three = |slot: usize| inputs[slot].and_then(Fact::rank) == Some(3);
         // Place of the heads of Q, K, V and Y, and elements of a unit there.
         let place =
@@ -469,19 +472,21 @@ impl Operator for Attention {
                 }
             };
         let Some(key) = place(Port::In(1), three(1), 1, &k[3]) else { return c };
-        let others = [
-            place(Port::In(0), three(0), repeat, &q[3]),
-            place(Port::In(2), three(2), 1, &v[3]),
-            place(Port::Out(0), outputs[0].rank() == Some(3), repeat, &v[3]),
-        ];
-        for (at, pattern) in others.into_iter().flatten() {
+        let Some(query) = place(Port::In(0), three(0), repeat, &q[3]) else { return c };
+        if let Some((at, pattern)) = place(Port::In(2), three(2), 1, &v[3]) {
             c.link(key.0, key.1, at, pattern, groups);
+        }
+        if let Some((at, pattern)) = place(Port::Out(0), outputs[0].rank() == Some(3), repeat, &v[3]) {
+            c.link(query.0, query.1, at, pattern, units);
+        }
+        if !alone {
+            c.link(key.0, key.1, query.0, query.1, groups);
         }
         for port in [Port::In(PAST[0]), Port::In(PAST[1]), Port::Out(1), Port::Out(2)] {
             c.link(key.0, key.1, (port, 1), Pattern::from(0), groups);
         }
         if outputs.len() > 3 {
-            c.link(key.0, key.1, (Port::Out(3), 1), Pattern::blocks(repeat), groups);
+            c.link(query.0, query.1, (Port::Out(3), 1), Pattern::blocks(repeat), units);
         }
         for port in [Port::In(1), Port::In(2), Port::In(PAST[0]), Port::In(PAST[1])] {
             c.same((Port::In(0), 0), (port, 0));
@@ -501,7 +506,7 @@ impl Operator for Attention {
                 match mask[axis].is(1) && heads != 1 {
                     true => c.free.push((Port::In(MASK), axis)),
                     false => {
-                        c.link(key.0, key.1, (Port::In(MASK), axis), Pattern::blocks(repeat), groups);
+                        c.link(query.0, query.1, (Port::In(MASK), axis), Pattern::blocks(repeat), units);
                     }
                 }
             }
@@ -510,13 +515,15 @@ impl Operator for Attention {
     }
     fn resize(&self, inputs: &[Option<&Fact>], _: &[Fact], cut: &Cut) -> Result<Rewrite> {
         let Some([q, kv]) = self.heads else { return Ok(Rewrite::default()) };
-        let axis = if inputs[1].and_then(Fact::rank) == Some(3) { 2 } else { 1 };
-        let Some((before, kept)) = cut.of(Port::In(1), axis) else { return Ok(Rewrite::default()) };
-        let groups = kept.len() * kv / before.max(1);
+        let axis = |slot: usize| if inputs[slot].and_then(Fact::rank) == Some(3) { 2 } else { 1 };
+        let slot = usize::from(kv > 1);
+        let Some((before, kept)) = cut.of(Port::In(slot), axis(slot)) else { return Ok(Rewrite::default()) };
+        let part = |n: usize| kept.len() * n / before.max(1);
+        let (q, kv) = if kv > 1 { (q / kv * part(kv), part(kv)) } else { (part(q), kv) };
         Ok(Rewrite {
             attributes: vec![
-                ("q_num_heads".into(), Attr::Int((q / kv * groups) as i64)),
-                ("kv_num_heads".into(), Attr::Int(groups as i64)),
+                ("q_num_heads".into(), Attr::Int(q as i64)),
+                ("kv_num_heads".into(), Attr::Int(kv as i64)),
             ],
             ..Rewrite::default()
         })

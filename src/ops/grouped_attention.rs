@@ -475,7 +475,10 @@ impl Operator for GroupQueryAttention {
         let packed = inputs.get(1).copied().flatten().is_none();
         let width = shape(0).and_then(|s| s.get(2)).and_then(Dim::size);
         let Some(head) = width.and_then(|w| self.head(w, packed).ok()) else { return c };
-        let (groups, repeat) = (self.groups, self.heads / self.groups);
+        let groups = self.groups;
+        // Units of queries, and query heads of each.
+        let alone = groups == 1;
+        let (units, repeat) = if alone { (self.heads, 1) } else { (groups, self.heads / groups) };
         let flat = |start: usize, per_unit: usize| Pattern { start, ..Pattern::blocks(per_unit * head) };
         let queries = ((Port::In(0), 2), flat(0, repeat));
         let (keys, values) = match packed {
@@ -485,8 +488,10 @@ impl Operator for GroupQueryAttention {
             }
             false => (((Port::In(1), 2), flat(0, 1)), ((Port::In(2), 2), flat(0, 1))),
         };
-        for (at, pattern) in [queries, values, ((Port::Out(0), 2), flat(0, repeat))] {
-            c.link(keys.0, keys.1, at, pattern, groups);
+        c.link(keys.0, keys.1, values.0, values.1, groups);
+        c.link(queries.0, queries.1, (Port::Out(0), 2), flat(0, repeat), units);
+        if !alone {
+            c.link(keys.0, keys.1, queries.0, queries.1, groups);
         }
         for port in [Port::In(PAST[0]), Port::In(PAST[1]), Port::Out(1), Port::Out(2)] {
             c.link(keys.0, keys.1, (port, 1), Pattern::from(0), groups);
@@ -502,20 +507,31 @@ impl Operator for GroupQueryAttention {
             }
             match heads.is(1) && self.heads != 1 {
                 true => c.free.push((Port::In(BIAS), 1)),
-                false => c.link(keys.0, keys.1, (Port::In(BIAS), 1), Pattern::blocks(repeat), groups),
+                false => c.link(queries.0, queries.1, (Port::In(BIAS), 1), Pattern::blocks(repeat), units),
             }
         }
         c
     }
     fn resize(&self, inputs: &[Option<&Fact>], _: &[Fact], cut: &Cut) -> Result<Rewrite> {
         let packed = inputs.get(1).copied().flatten().is_none();
-        let port = if packed { Port::In(0) } else { Port::In(1) };
+        let port = if packed || self.groups == 1 { Port::In(0) } else { Port::In(1) };
         let Some((before, kept)) = cut.of(port, 2) else { return Ok(Rewrite::default()) };
-        // Of packed operands each group has the same share.
-        let groups = kept.len() * self.groups / before.max(1);
+        let (heads, groups) = match self.groups {
+            // The key head and the value head stay beside the queries.
+            1 => {
+                let beside = if packed { 2 } else { 0 };
+                let size = before / (self.heads + beside);
+                ((kept.len() / size.max(1)).saturating_sub(beside), 1)
+            }
+            // Of packed operands each group has the same share.
+            n => {
+                let groups = kept.len() * n / before.max(1);
+                (self.heads / n * groups, groups)
+            }
+        };
         Ok(Rewrite {
             attributes: vec![
-                ("num_heads".into(), Attr::Int((self.heads / self.groups * groups) as i64)),
+                ("num_heads".into(), Attr::Int(heads as i64)),
                 ("kv_num_heads".into(), Attr::Int(groups as i64)),
             ],
             ..Rewrite::default()

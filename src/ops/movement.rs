@@ -740,8 +740,15 @@ impl Operator for Expand {
     fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
         first(v, |g| broadcast::sum_to(g, super::input(v.inputs, 0)?.shape()))
     }
+    /// All copies are equal, so that any may go where the shape can be rewritten.
     fn couple(&self, inputs: &[Option<&Fact>], outputs: &[Fact]) -> Coupling {
-        broadcast::couple(&inputs[..1], &outputs[0])
+        let mut coupling = broadcast::couple(&inputs[..1], &outputs[0]);
+        if inputs.get(1).copied().flatten().and_then(Fact::ints).is_some() {
+            let tied: Vec<(Port, usize)> = coupling.links.iter().map(|l| l.b).collect();
+            let copies = (0..outputs[0].rank().unwrap_or(0)).map(|axis| (Port::Out(0), axis));
+            coupling.free.extend(copies.filter(|end| !tied.contains(end)));
+        }
+        coupling
     }
     fn resize(&self, inputs: &[Option<&Fact>], outputs: &[Fact], cut: &Cut) -> Result<Rewrite> {
         let (Some(out), Some(old)) =

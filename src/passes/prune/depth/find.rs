@@ -1,5 +1,6 @@
 //! Residual branches from structure: a sum of a value and of something that is computed from it, with
-//! nothing in between that is needed elsewhere.
+//! nothing in between that is needed elsewhere. Branches of one value that lie side by side, `x + f(norm(x)) +
+//! g(norm(x))`, may share what holds no product.
 
 use super::{Block, Kind, Unit};
 use crate::graph::constants::Constants;
@@ -50,7 +51,8 @@ pub fn blocks(graph: &Graph, facts: &Facts, unit: Unit) -> Vec<Block> {
                 (Kind::Attention, Kind::Attention | Kind::FeedForward)
                     | (Kind::FeedForward, Kind::FeedForward)
             );
-            follows && first.kind == Kind::Attention && last.exit == branch.entry
+            let after = follows && first.kind == Kind::Attention || branch.root != branch.entry;
+            after && last.exit == branch.entry && (branch.root == branch.entry || branch.root == last.root)
         };
         match merged.last_mut().filter(|run| unit == Unit::Layer && joins(run)) {
             Some(run) => run.push(branch),
@@ -63,6 +65,9 @@ pub fn blocks(graph: &Graph, facts: &Facts, unit: Unit) -> Vec<Block> {
 /// One residual branch.
 struct Branch {
     kind: Kind,
+    /// What the branch is computed from; its entry but where branches lie side by side.
+    root: ValueId,
+    /// What is left in place of the exit.
     entry: ValueId,
     exit: ValueId,
     sum: NodeIndex,
@@ -118,6 +123,11 @@ impl<'a> Finder<'a> {
 
     /// The branch that ends at node `i`, if one does.
     fn branch(&self, i: NodeIndex) -> Option<Branch> {
+        self.alone(i).or_else(|| self.beside(i))
+    }
+
+    /// A branch that is computed from what it is added to.
+    fn alone(&self, i: NodeIndex) -> Option<Branch> {
         let node = self.graph.node(i);
         let normed = one_of(NORMED_SUMS, node);
         if !(node.is("Add") || normed) {
@@ -134,7 +144,15 @@ impl<'a> Finder<'a> {
             earlier && !self.fixed[r.0 as usize] && self.fits(*r, *y) && self.fits(*r, sum)
         })?;
         let mut path = self.between(entry, from)?;
-        let kind = self.kind(&path)?;
+        let mut kind = self.kind(&path)?;
+        // An attention and a feed-forward block that are added to each other first are a layer.
+        let parts = self.terms(from, false);
+        let forward = |v: &ValueId| {
+            self.between(entry, *v).is_some_and(|part| self.kind(&part) == Some(Kind::FeedForward))
+        };
+        if kind == Kind::Attention && parts.len() > 1 && parts.iter().any(forward) {
+            kind = Kind::Layer;
+        }
         path.extend(self.escapes(&path, i)?);
         let (exit, norm) = if normed { (sum, None) } else { self.behind(entry, from, sum, &path) };
         // A body reads by name, which no change of the graph around it reaches.
@@ -142,7 +160,100 @@ impl<'a> Finder<'a> {
             return None;
         }
         let end = [i].into_iter().chain(norm).collect();
-        Some(Branch { kind, entry, exit, sum: i, path, end })
+        Some(Branch { kind, root: entry, entry, exit, sum: i, path, end })
+    }
+
+    /// A branch that is added to the sum of others of the same value.
+    fn beside(&self, i: NodeIndex) -> Option<Branch> {
+        let [a, b] = self.addends(i)?;
+        let mut top = i;
+        while let Some((next, sum)) = self.single_reader(top).and_then(|n| Some((n, self.addends(n)?)))
+            && sum.iter().any(|v| self.producer(*v) == Some(top))
+        {
+            top = next;
+        }
+        let terms = self.terms(self.outputs_of(top).next()?, true);
+        let root = *terms.iter().min_by_key(|v| self.producer(**v).map_or(0, |p| p + 1))?;
+        let holds = |v: ValueId| self.terms(v, false).contains(&root);
+        let (entry, from) = match (holds(a), holds(b)) {
+            (true, false) => (a, b),
+            (false, true) => (b, a),
+            _ => return None,
+        };
+        let sum = self.outputs_of(i).next()?;
+        if terms.len() < 3 || !self.fits(entry, from) || !self.fits(entry, sum) {
+            return None;
+        }
+        self.single_reader(self.producer(from)?)?;
+        let whole = self.between(root, from)?;
+        let mut path = self.owned(&whole, from)?;
+        let shared: BTreeSet<NodeIndex> = whole.difference(&path).copied().collect();
+        let kind = self.kind(&path).filter(|_| self.kind(&shared).is_none())?;
+        if !path.contains(&self.producer(from)?)
+            || self.uses.consumers(sum).iter().any(|(_, s)| *s == usize::MAX)
+        {
+            return None;
+        }
+        path.extend(self.escapes(&path, i)?);
+        Some(Branch { kind, root, entry, exit: sum, sum: i, path, end: vec![i] })
+    }
+
+    /// Both operands of a sum of two computed values of one shape.
+    fn addends(&self, i: NodeIndex) -> Option<[ValueId; 2]> {
+        let node = self.graph.node(i);
+        let operand = |slot: usize| node.inputs.get(slot).copied().flatten();
+        let (a, b) = (operand(0)?, operand(1)?);
+        let computed = !self.fixed[a.0 as usize] && !self.fixed[b.0 as usize];
+        (node.is("Add") && computed && self.fits(a, b)).then_some([a, b])
+    }
+
+    /// The one node that reads what node `i` gives, where nothing else does.
+    fn single_reader(&self, i: NodeIndex) -> Option<NodeIndex> {
+        let v = self.outputs_of(i).next()?;
+        match self.uses.consumers(v) {
+            [(reader, slot)] if *slot != usize::MAX && !self.outputs.contains(&v) => Some(*reader),
+            _ => None,
+        }
+    }
+
+    /// What a value is the sum of, through sums that only the next one reads; `v` itself, where `whole`,
+    /// may have more readers.
+    fn terms(&self, v: ValueId, whole: bool) -> Vec<ValueId> {
+        let (mut terms, mut work) = (vec![], vec![(v, whole)]);
+        while let Some((v, whole)) = work.pop() {
+            let sum = self.producer(v).filter(|p| whole || self.single_reader(*p).is_some());
+            match sum.and_then(|p| self.addends(p)).filter(|_| self.step()) {
+                Some(two) => work.extend(two.map(|v| (v, false))),
+                None => terms.push(v),
+            }
+        }
+        terms
+    }
+
+    /// The nodes of a path to `y`, which one node reads, that only the path and caches need.
+    fn owned(&self, path: &BTreeSet<NodeIndex>, y: ValueId) -> Option<BTreeSet<NodeIndex>> {
+        let first = *path.first()?;
+        // By node from the first of the path on: whether something else needs it, not by way of the path.
+        let mut needed = vec![false; self.graph.nodes().len() - first];
+        let mut owned = path.clone();
+        for i in (first..self.graph.nodes().len()).rev() {
+            let mut out = false;
+            for v in self.outputs_of(i) {
+                out |= self.outputs.contains(&v) && !self.presents.contains(&v);
+                for (reader, slot) in self.uses.consumers(v) {
+                    if !self.step() {
+                        return None;
+                    }
+                    let through = v == y || owned.contains(reader);
+                    out |= *slot == usize::MAX || (!through && needed[*reader - first]);
+                }
+            }
+            needed[i - first] = out;
+            if out {
+                owned.remove(&i);
+            }
+        }
+        Some(owned)
     }
 
     fn is_read(&self, v: ValueId) -> bool {
