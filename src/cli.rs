@@ -18,6 +18,7 @@ mod inspect;
 mod jobs;
 mod measure;
 mod progress;
+mod prune;
 mod recommend;
 mod run;
 mod setup;
@@ -98,7 +99,7 @@ enum Command {
     Doctor(doctor::Args),
     Recommend(recommend::Args),
     Run(run::Args),
-    Prune(step::Prune),
+    Prune(Box<prune::Prune>),
     Quantize(step::Quantize),
     Optimize(step::Optimize),
     Bench(measure::Bench),
@@ -186,7 +187,7 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
         Some(Command::Doctor(args)) => doctor::run(&context, args),
         Some(Command::Recommend(args)) => recommend::run(&context, args),
         Some(Command::Run(args)) => run::run(&context, args),
-        Some(Command::Prune(args)) => step::prune(&context, args),
+        Some(Command::Prune(args)) => prune::prune(&context, *args),
         Some(Command::Quantize(args)) => step::quantize(&context, args),
         Some(Command::Optimize(args)) => step::optimize(&context, args),
         Some(Command::Bench(args)) => measure::bench(&context, args),

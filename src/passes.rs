@@ -166,6 +166,10 @@ pub trait Pass: Send + Sync {
     fn needs_calibration(&self) -> Option<String> {
         None
     }
+    /// What of it trains, for people, where it cannot do without data for that.
+    fn needs_training(&self) -> Option<String> {
+        None
+    }
     /// Whether it measures, and so has to be alone on the machine.
     fn measures(&self) -> bool {
         false

@@ -26,6 +26,32 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A number with one of these endings; case does not count, nor a space before it.
+fn scaled(text: &str, endings: &[(&str, f64)]) -> Option<u64> {
+    let text = text.trim().to_ascii_lowercase();
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, ending) = (&text[..digits], text[digits..].trim());
+    let (_, factor) = endings.iter().find(|(name, _)| *name == ending)?;
+    let value = number.parse::<f64>().ok()? * factor;
+    (value.is_finite() && value <= 2f64.powi(63)).then_some(value.round() as u64)
+}
+
+impl Bytes {
+    /// Reads `20MB`, `1.5 GiB`, `512k` or a number of bytes: prefixes are decimal without an `i`.
+    pub fn parse(text: &str) -> Option<Bytes> {
+        const KINDS: [(&str, f64); 4] = [("k", 1.0), ("m", 2.0), ("g", 3.0), ("t", 4.0)];
+        let mut endings = vec![(String::new(), 1.0), ("b".to_string(), 1.0)];
+        for (prefix, power) in KINDS {
+            let decimal = 1000f64.powf(power);
+            endings.push((prefix.to_string(), decimal));
+            endings.push((format!("{prefix}b"), decimal));
+            endings.push((format!("{prefix}ib"), 1024f64.powf(power)));
+        }
+        let endings: Vec<(&str, f64)> = endings.iter().map(|(name, f)| (name.as_str(), *f)).collect();
+        scaled(text, &endings).map(Bytes)
+    }
+}
+
 /// A plain count shown with decimal prefixes (`134.5 M`): parameters, MACs, FLOPs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -46,6 +72,13 @@ impl fmt::Display for Count {
             _ => format!("{value:.1}{}", STEPS[step]),
         };
         f.pad(&text)
+    }
+}
+
+impl Count {
+    /// Reads `25M`, `1.2 G`, `300k` or a plain number.
+    pub fn parse(text: &str) -> Option<Count> {
+        scaled(text, &[("", 1.0), ("k", 1e3), ("m", 1e6), ("g", 1e9), ("t", 1e12)]).map(Count)
     }
 }
 
@@ -107,5 +140,24 @@ mod tests {
         assert_eq!(Millis(0.0421).to_string(), "42.1 us");
         assert_eq!(Span(4333.0).to_string(), "1h 12m");
         assert_eq!(format!("{:>9}", Count(1500)), "   1.50 K");
+    }
+
+    #[test]
+    fn sizes_and_counts_are_read_with_decimal_and_binary_prefixes() {
+        for (text, bytes) in [
+            ("20MB", 20_000_000),
+            ("20 MiB", 20 << 20),
+            ("1.5gib", 3 << 29),
+            ("512k", 512_000),
+            ("7", 7),
+            ("7 B", 7),
+        ] {
+            assert_eq!(Bytes::parse(text), Some(Bytes(bytes)), "{text}");
+        }
+        assert_eq!(Count::parse("1.2G"), Some(Count(1_200_000_000)));
+        assert_eq!(Count::parse("300 k"), Some(Count(300_000)));
+        for text in ["", "MB", "20 QB", "-3MB", "1e9", "nan", "inf", "1..2M", "99999999999999T"] {
+            assert_eq!((Bytes::parse(text), Count::parse(text)), (None, None), "{text}");
+        }
     }
 }

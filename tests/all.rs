@@ -54,6 +54,7 @@ mod conformance;
 mod measure;
 #[path = "run.rs"]
 mod run;
+mod recipe;
 
 #[path = "optimize.rs"]
 mod optimize;

@@ -17,13 +17,13 @@ use crate::protobuf::{Msg, model, node, tensor_f32, value};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tinsmith");
 
 /// A home, and beside it a directory to work in.
-struct Home {
+pub struct Home {
     dir: tempfile::TempDir,
-    paths: Paths,
+    pub paths: Paths,
 }
 
 impl Home {
-    fn new() -> Home {
+    pub fn new() -> Home {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::under(&dir.path().join("home"));
         fs::create_dir(dir.path().join("work")).unwrap();
@@ -31,11 +31,11 @@ impl Home {
         Home { dir, paths }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join("work").join(name)
     }
 
-    fn program(&self) -> Command {
+    pub fn program(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         command.arg("--home").arg(self.paths.home()).current_dir(self.at("")).stdin(Stdio::null());
         command.env_remove("TINSMITH_TRIAL").env("XDG_CONFIG_HOME", self.at("config"));
@@ -43,37 +43,37 @@ impl Home {
     }
 
     /// A command line to its end.
-    fn tinsmith(&self, arguments: &[&str]) -> Output {
+    pub fn tinsmith(&self, arguments: &[&str]) -> Output {
         self.program().args(arguments).output().unwrap()
     }
 
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let out = self.tinsmith(arguments);
         assert_eq!(out.status.code(), Some(0), "{arguments:?}: {}", text(&out.stderr));
         text(&out.stdout)
     }
 
-    fn submit(&self, request: &Request) -> JobHandle {
+    pub fn submit(&self, request: &Request) -> JobHandle {
         let id = jobs::submit(&self.paths, request).unwrap();
         self.open(&id)
     }
 
-    fn open(&self, id: &JobId) -> JobHandle {
+    pub fn open(&self, id: &JobId) -> JobHandle {
         jobs::open(&self.paths, id.as_str()).unwrap()
     }
 
-    fn worker(&self, job: &JobHandle) -> Command {
+    pub fn worker(&self, job: &JobHandle) -> Command {
         let mut command = self.program();
         command.arg("__worker").arg(&job.dir).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
 
-    fn start(&self, job: &JobHandle) -> Child {
+    pub fn start(&self, job: &JobHandle) -> Child {
         self.worker(job).spawn().unwrap()
     }
 
     /// A recipe on a model of this home, by absolute path.
-    fn recipe(&self, name: &str, model: &str, steps: &[Step]) -> Recipe {
+    pub fn recipe(&self, name: &str, model: &str, steps: &[Step]) -> Recipe {
         let mut recipe = Recipe::new(name, self.at(model).to_str().unwrap());
         recipe.data.calibration = Some("digits:train#0..64".into());
         recipe.steps = steps.to_vec();
@@ -81,19 +81,19 @@ impl Home {
     }
 
     /// Digest of what an undisturbed run leaves.
-    fn reference(&self, recipe: &Recipe) -> String {
+    pub fn reference(&self, recipe: &Recipe) -> String {
         let job = self.submit(&Request::Run { recipe: recipe.clone() });
         assert_eq!(self.start(&job).wait().unwrap().code(), Some(0), "{:?}", job.status());
         artifact(&job)
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// A convolutional net for the digits, with weights that follow a formula.
-fn net(path: &Path, channels: usize) {
+pub fn net(path: &Path, channels: usize) {
     let weights = |n: usize, scale: f32| -> Vec<f32> {
         (0..n).map(|i| scale * ((i * 7919 % 1009) as f32 / 504.5 - 1.0)).collect()
     };
@@ -134,7 +134,7 @@ fn dynamic_int8() -> Step {
 }
 
 /// Digest of the artefact, checked against the file.
-fn artifact(job: &JobHandle) -> String {
+pub fn artifact(job: &JobHandle) -> String {
     let state = job.state();
     assert_eq!(state.status, Status::Finished, "{:?} {:?}", state.reason, job.worker_log(20));
     let made = state.artifacts.last().unwrap();
@@ -145,7 +145,7 @@ fn artifact(job: &JobHandle) -> String {
     sha256
 }
 
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(begin.elapsed() < Duration::from_secs(60), "waited too long: {what}");
@@ -153,7 +153,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn signal(child: &Child, signal: rustix::process::Signal) {
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(child.id().try_into().unwrap()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
 }

@@ -25,7 +25,7 @@ pub use report::{GroupReport, Spread};
 pub use sensitivity::{Curve, PARTS};
 pub use settings::{Of, Scope, Settings};
 pub use slice::slice;
-pub use target::Target;
+pub use target::{Amount, Target};
 
 use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node, recover};
 use crate::analysis::{self, Summary};
@@ -249,7 +249,7 @@ pub fn decide_with(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<
             coupled: room.coupled.clone(),
         }
     };
-    match settings.target.and_then(|t| t.one()) {
+    match settings.target.map(|t| t.part(graph, settings.rounds, ctx)).transpose()?.flatten() {
         Some(wanted) => target::search(graph, &room, wanted, &cut, ctx),
         None => Ok(cut(room.target)),
     }
@@ -404,6 +404,10 @@ impl Pass for Prune {
         }
     }
 
+    fn needs_training(&self) -> Option<String> {
+        self.settings.recover.as_ref().map(|_| "recovery".into())
+    }
+
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
         refuse_quantized(graph)?;
         if self.needs_calibration().is_some() {
@@ -442,9 +446,17 @@ impl Pass for Prune {
 
     fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {
         let mut report = PassReport::new("prune");
-        let mut pruned = match self.settings.criterion.family() {
-            Family::Blocks => blocks::cut(graph, &self.settings, ctx, &mut report)?,
-            _ => self.units(graph, ctx, &mut report)?,
+        let cut = match self.settings.criterion.family() {
+            Family::Blocks => blocks::cut(graph, &self.settings, ctx, &mut report),
+            _ => self.units(graph, ctx, &mut report),
+        };
+        let mut pruned = match cut {
+            // What an earlier round or step took may have been more than its part.
+            Err(e) if e.code() == target::ENOUGH && ctx.original.is_some() => {
+                report.skip("prune", "model", e.message());
+                graph.clone()
+            }
+            cut => cut?,
         };
         if let Some(settings) = &self.settings.recover {
             pruned = recover::recover(&pruned, ctx.original.unwrap_or(graph), settings, ctx, &mut report)?;

@@ -46,6 +46,12 @@ impl Recipe {
                     .field(format!("{place}: data.calibration"))
                     .hint("name some, such as calibration = \"digits:train#0..256\""));
             }
+            let none = self.data.train.is_none() && self.data.calibration.is_none();
+            if let (Some(what), true) = (pass.needs_training(), none) {
+                return Err(Error::usage("RECIPE-TRAIN", format!("{what} needs training data"))
+                    .field(format!("{place}: data.train"))
+                    .hint("name some, such as train = \"digits:train\""));
+            }
         }
         let mut notes = Vec::new();
         let same = |a: &Option<String>, b: &Option<String>| a.is_some() && a == b;

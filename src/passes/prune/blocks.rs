@@ -132,7 +132,9 @@ fn enough(
             .limit(format!("{lowest:.3}"))
             .hint("ask for less, or prune channels and heads")
     };
-    let Some((figure, part)) = settings.target.and_then(|t| t.one()) else {
+    let Some((figure, part)) =
+        settings.target.map(|t| t.part(graph, settings.rounds, ctx)).transpose()?.flatten()
+    else {
         let whole: u64 = match settings.of {
             Of::Prunable => blocks.iter().map(|b| b.parameters).sum(),
             Of::Total => Constants::of(graph).weights().map(|(_, t)| t.len() as u64).sum(),

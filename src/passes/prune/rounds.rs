@@ -2,7 +2,8 @@
 //! before the next one looks at what is left. Every round leaves the same part of what it found, so that
 //! all of them together leave what the step states.
 
-use super::{Settings, Target};
+use super::Settings;
+use super::target::{Amount, Target};
 use crate::error::{Error, Result};
 
 impl Settings {
@@ -13,27 +14,37 @@ impl Settings {
     pub(super) fn in_rounds(&self) -> Result<Vec<toml::Table>> {
         let part = |all: f64| all.powf(1.0 / self.rounds as f64);
         let ratio = |all: f64| 1.0 - part(1.0 - all);
+        let amount = |all: Amount| match all {
+            Amount::Part(all) => Amount::Part(part(all)),
+            number => number,
+        };
         let target = |t: Target| Target {
-            parameters: t.parameters.map(part),
-            macs: t.macs.map(part),
-            bytes: t.bytes.map(part),
+            parameters: t.parameters.map(amount),
+            macs: t.macs.map(amount),
+            bytes: t.bytes.map(amount),
             latency: t.latency.map(part),
         };
-        let one = Settings {
+        // Which part of a model a number is, a round can tell only once it has the model.
+        let later = matches!(self.target.and_then(|t| t.one()), Some((_, Amount::Number(_))));
+        let one = |left: usize| Settings {
             ratio: ratio(self.ratio),
             target: self.target.map(target),
             ratios: self.ratios.iter().map(|(name, all)| (name.clone(), ratio(*all))).collect(),
             min_keep: part(self.min_keep),
-            rounds: 1,
+            rounds: if later { left } else { 1 },
             ..self.clone()
         };
         let written = |settings: &Settings| {
             toml::Table::try_from(settings)
                 .map_err(|e| Error::internal("PRUNE-ROUNDS", format!("settings cannot be written: {e}")))
         };
-        let (mut table, defaults) = (written(&one)?, written(&Settings::default())?);
-        table.retain(|key, value| defaults.get(key) != Some(value));
-        Ok(vec![table; self.rounds])
+        let defaults = written(&Settings::default())?;
+        let round = |left: usize| {
+            let mut table = written(&one(left))?;
+            table.retain(|key, value| defaults.get(key) != Some(value));
+            Ok(table)
+        };
+        (1..=self.rounds).rev().map(round).collect()
     }
 }
 
@@ -60,5 +71,21 @@ mod tests {
             heads *= 1.0 - one.ratios["heads"];
         }
         assert!((left - 0.512).abs() < 1e-12 && (heads - 0.25).abs() < 1e-12, "{left} {heads}");
+        let sized = Settings {
+            target: Some(Target { bytes: Some(Amount::Number(20_000_000)), ..Target::default() }),
+            rounds: 2,
+            ..Settings::default()
+        };
+        let left: Vec<usize> = sized
+            .in_rounds()
+            .unwrap()
+            .iter()
+            .map(|table| crate::passes::settings::<Settings>("prune", table).unwrap())
+            .map(|one| {
+                assert_eq!(one.target.unwrap().one(), sized.target.unwrap().one());
+                one.rounds
+            })
+            .collect();
+        assert_eq!(left, [2, 1]);
     }
 }

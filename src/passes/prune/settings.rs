@@ -3,7 +3,7 @@
 use super::criterion::{Criterion, Family, Form, Normalize, Power, Slope};
 use super::depth::Unit;
 use super::repair::Repair;
-use super::target::Target;
+use super::target::{Amount, Target};
 use crate::error::{Error, Result};
 use crate::passes::recover::Recover;
 use serde::{Deserialize, Serialize};
@@ -144,13 +144,22 @@ impl Settings {
                 .limit(limit))
         };
         if let Some(target) = &self.target {
-            let Some((_, part)) = target.one() else {
-                let what = "one target is needed";
-                return refuse("target", what, format!("{target:?}"), "parameters, macs, bytes or latency");
+            let (found, fits) = match target.one() {
+                None => {
+                    let what = "one target is needed";
+                    return refuse("target", what, target.names(), "parameters, macs, bytes or latency");
+                }
+                Some((_, Amount::Part(part))) => (part.to_string(), part > 0.0 && part < 1.0),
+                Some((_, Amount::Number(n))) => (n.to_string(), n > 0),
             };
-            if !(part > 0.0 && part < 1.0) {
-                let what = "the part that may remain is out of range";
-                return refuse("target", what, part.to_string(), "above 0, below 1");
+            if !fits {
+                let what = "what may remain is out of range";
+                return refuse(
+                    "target",
+                    what,
+                    found,
+                    "a part above 0 and below 1, or a size such as \"20MB\"",
+                );
             }
             if self.ratio != 0.0 {
                 let what = "ratio and target contradict each other";
@@ -161,9 +170,18 @@ impl Settings {
             let what = "the part of the units to remove is out of range";
             return refuse(&format!("ratios.{name}"), what, ratio.to_string(), "from 0, below 1");
         }
-        if !(0.0..1.0).contains(&self.ratio) || !self.says_how_much() {
+        if !(0.0..1.0).contains(&self.ratio) {
             let what = "the part of the parameters to remove is out of range";
             return refuse("ratio", what, self.ratio.to_string(), "above 0, below 1");
+        }
+        if !self.says_how_much() {
+            let what = "nothing says how much is to leave";
+            return refuse(
+                "ratio",
+                what,
+                self.ratio.to_string(),
+                "a ratio above 0 and below 1, target or ratios",
+            );
         }
         if !(0.0..1.0).contains(&self.min_keep) {
             let what = "the part of the units to keep is out of range";

@@ -8,23 +8,77 @@ use crate::graph::Graph;
 use crate::passes::Ctx;
 use serde::{Deserialize, Serialize};
 
-/// What the pruned model may still have, as a part of what the original has. One figure is given.
+/// What may remain of a figure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Amount {
+    /// A part of what the original has.
+    Part(f64),
+    /// So much: bytes, parameters, multiply-accumulates.
+    Number(u64),
+}
+
+/// What the pruned model may still have: a part of what the original has, or a number with a unit, such
+/// as `bytes = "20MB"`. One figure is given.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct Target {
-    /// Of the parameters.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub parameters: Option<f64>,
-    /// Of the multiply-accumulates.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub macs: Option<f64>,
-    /// Of the bytes of the weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<f64>,
-    /// Of the latency, measured on this machine.
+    /// Parameters.
+    #[serde(alias = "params", skip_serializing_if = "Option::is_none", with = "counted")]
+    pub parameters: Option<Amount>,
+    /// Multiply-accumulates.
+    #[serde(skip_serializing_if = "Option::is_none", with = "counted")]
+    pub macs: Option<Amount>,
+    /// Bytes of the weights.
+    #[serde(skip_serializing_if = "Option::is_none", with = "sized")]
+    pub bytes: Option<Amount>,
+    /// A part of the latency, measured on this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency: Option<f64>,
 }
+
+/// As it is written: a number is a part, a text a number with a unit.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "a part such as 0.5, or a number with a unit such as \"20MB\" or \"25M\"")]
+enum Written {
+    Part(f64),
+    Number(String),
+}
+
+macro_rules! written {
+    ($name:ident, $unit:ident, $like:literal) => {
+        mod $name {
+            use super::{Amount, Written};
+            use crate::units::$unit;
+            use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+            pub(super) fn serialize<S: Serializer>(
+                amount: &Option<Amount>,
+                to: S,
+            ) -> Result<S::Ok, S::Error> {
+                let written = amount.map(|amount| match amount {
+                    Amount::Part(part) => Written::Part(part),
+                    Amount::Number(n) => Written::Number(n.to_string()),
+                });
+                written.serialize(to)
+            }
+
+            pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Option<Amount>, D::Error> {
+                match Written::deserialize(from)? {
+                    Written::Part(part) => Ok(Some(Amount::Part(part))),
+                    Written::Number(text) => match $unit::parse(&text) {
+                        Some(n) => Ok(Some(Amount::Number(n.0))),
+                        None => Err(D::Error::custom(format!(
+                            concat!("\"{}\" is no number with a unit, such as \"", $like, "\""),
+                            text
+                        ))),
+                    },
+                }
+            }
+        }
+    };
+}
+written!(sized, Bytes, "20MB");
+written!(counted, Count, "25M");
 
 /// A figure of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,15 +91,49 @@ pub(super) enum Figure {
 
 impl Target {
     /// The one figure that is asked for and what may remain of it; none where there is not exactly one.
-    pub(super) fn one(&self) -> Option<(Figure, f64)> {
+    pub(super) fn one(&self) -> Option<(Figure, Amount)> {
         let all = [
             (Figure::Parameters, self.parameters),
             (Figure::Macs, self.macs),
             (Figure::Bytes, self.bytes),
-            (Figure::Latency, self.latency),
+            (Figure::Latency, self.latency.map(Amount::Part)),
         ];
-        let mut given = all.into_iter().filter_map(|(figure, part)| Some((figure, part?)));
+        let mut given = all.into_iter().filter_map(|(figure, amount)| Some((figure, amount?)));
         given.next().filter(|_| given.next().is_none())
+    }
+
+    /// Names of the figures that are given.
+    pub(super) fn names(&self) -> String {
+        let all = [
+            ("parameters", self.parameters.is_some()),
+            ("macs", self.macs.is_some()),
+            ("bytes", self.bytes.is_some()),
+            ("latency", self.latency.is_some()),
+        ];
+        let given: Vec<&str> = all.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
+        if given.is_empty() { "none".into() } else { given.join(", ") }
+    }
+
+    /// The figure that is asked for, and which part of the graph's may remain; none where nothing is. A
+    /// number is come to in `rounds` steps of one part, of which this is the first.
+    ///
+    /// # Errors
+    /// `Usage` where the graph has no more than that already; those of [`Gauge::of`].
+    pub(super) fn part(&self, graph: &Graph, rounds: usize, ctx: &Ctx<'_>) -> Result<Option<(Figure, f64)>> {
+        let (figure, n) = match self.one() {
+            None => return Ok(None),
+            Some((figure, Amount::Part(part))) => return Ok(Some((figure, part))),
+            Some((figure, Amount::Number(n))) => (figure, n),
+        };
+        let whole = Gauge::of(graph, figure, ctx)?.whole;
+        if n as f64 >= whole {
+            return Err(Error::usage(ENOUGH, "the model has no more than the target already")
+                .field("step.target")
+                .found(n)
+                .limit(format!("below {whole}"))
+                .hint("nothing has to leave; or ask for less"));
+        }
+        Ok(Some((figure, (n as f64 / whole).powf(1.0 / rounds.max(1) as f64))))
     }
 }
 
@@ -55,6 +143,9 @@ const MEASURED: usize = 6;
 /// How near the figure is to come, as a part of the original's.
 const NEAR: f64 = 0.003;
 const NEAR_MEASURED: f64 = 0.02;
+
+/// The code of the error of a target that is met before anything leaves.
+pub(super) const ENOUGH: &str = "PRUNE-ENOUGH";
 
 /// Under which name the parameters that a latency asks for are settled.
 const SETTLED: &str = "parameters";
