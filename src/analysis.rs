@@ -14,6 +14,6 @@ mod weights;
 
 pub use sandbox::{diff_in_child, handlers, summarize_in_child, weight_in_child};
 pub use stored::summarize_checkpoint;
-pub use summarize::{Options, require_known, summarize, summarize_file, summarize_opened};
+pub use summarize::{Options, bound, require_known, summarize, summarize_file, summarize_opened};
 pub use summary::{Layer, Summary, TensorInfo, Total, ValueInfo};
 pub use weights::distribution;

@@ -24,6 +24,7 @@ fn handlers() -> Vec<tinsmith::child::Handler> {
     handlers.extend(tinsmith::evaluate::handlers());
     handlers.extend(tinsmith::analysis::handlers());
     handlers.extend(tinsmith::export::handlers());
+    handlers.extend(tinsmith::plan::handlers());
     handlers
 }
 

@@ -7,9 +7,12 @@ pub mod proposal;
 pub mod recipe;
 pub mod recommend;
 mod rules;
+pub mod study;
 
 pub use cost::DeviceFacts;
 pub use goal::Goal;
 pub use proposal::{Confidence, Proposal};
 pub use recipe::{DataSpec, Recipe, Step};
 pub use recommend::{Question, Recommendation, recommend};
+pub(crate) use rules::expected_loss;
+pub use study::handlers;

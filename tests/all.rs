@@ -82,6 +82,8 @@ mod export;
 mod transformer;
 #[path = "pruning_transformer.rs"]
 mod pruning_transformer;
+#[path = "study.rs"]
+mod study;
 
 #[path = "architectures.rs"]
 mod architectures;

@@ -161,6 +161,17 @@ pub fn summarize(graph: &Graph, options: &Options) -> Result<Summary> {
     })
 }
 
+/// Facts about `graph` with sizes for all open dimensions, those that [`summarize`] counts with.
+///
+/// # Errors
+/// Those of inference.
+pub fn bound(graph: &Graph, options: &Options) -> Result<Facts> {
+    let named = size::name_open_dimensions(graph);
+    let graph = named.as_ref().unwrap_or(graph);
+    let bindings = size::bindings(graph, &options.bindings, options.batch);
+    infer(graph, &bindings, &options.bindings, &mut Vec::new())
+}
+
 /// `Err` of kind `Unsupported` that lists the operators which this version does not know, with their
 /// domains and counts; for whoever must run the graph.
 pub fn require_known(graph: &Graph) -> Result<()> {

@@ -9,6 +9,7 @@ use super::state::JobState;
 use super::{clock, lock};
 use crate::config::Paths;
 use crate::error::{Error, Result};
+use crate::passes::PassReport;
 use crate::save;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -166,6 +167,19 @@ impl JobHandle {
     /// What was asked for.
     pub fn request(&self) -> Result<Request> {
         Request::load(&self.dir)
+    }
+
+    /// Where the report of a step (from 0) of a run is.
+    pub fn report_path(&self, step: usize, pass: &str) -> PathBuf {
+        self.dir.join(format!("artifacts/{:02}-{pass}.report.json", step + 1))
+    }
+
+    /// The report of a step (from 0) of a run.
+    ///
+    /// # Errors
+    /// `Invalid` where the step has not come so far, or the file is damaged.
+    pub fn report(&self, step: usize, pass: &str) -> Result<PassReport> {
+        read_json(&self.report_path(step, pass))
     }
 
     /// Path of an artefact, which an event or a summary states relative to the job directory. Refuses

@@ -9,8 +9,10 @@ mod criterion;
 pub mod depth;
 mod importance;
 mod mask;
+mod preview;
 mod repair;
 mod report;
+mod room;
 mod rounds;
 mod select;
 mod sensitivity;
@@ -20,24 +22,26 @@ mod target;
 
 pub use criterion::{Criterion, Form, Normalize, Power, Slope};
 pub use mask::mask;
+pub use preview::{Cut, Preview};
 pub use repair::Repair;
 pub use report::{GroupReport, Spread};
+pub use room::Survey;
+pub use select::Steps;
 pub use sensitivity::{Curve, PARTS};
 pub use settings::{Of, Scope, Settings};
 pub use slice::slice;
 pub use target::{Amount, Target};
 
-use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node, recover};
+use super::{Ctx, Estimate, Pass, PassReport, quantized_node, recover};
 use crate::analysis::{self, Summary};
 use crate::error::{Error, Result};
-use crate::graph::constants::Constants;
-use crate::graph::coupling::{self, Coupled, Group, Kind};
+use crate::graph::coupling::{Coupled, Group};
 use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
 use crate::units::Bytes;
 use criterion::Family;
 use importance::Source;
-use select::{Bounds, Candidate};
+use room::Room;
 
 /// The pass.
 #[derive(Debug)]
@@ -80,124 +84,6 @@ impl Decision {
     }
 }
 
-/// What the settings and the graph's shapes allow, before any weight is read.
-struct Room {
-    coupled: Coupled,
-    stays: Vec<Option<String>>,
-    candidates: Vec<Candidate>,
-    bounds: Bounds,
-    target: u64,
-    prunable: u64,
-    whole: u64,
-}
-
-impl Room {
-    fn of(graph: &Graph, facts: &Facts, settings: &Settings) -> Result<Room> {
-        let constants = Constants::of(graph);
-        let options = coupling::Options { allow_interface_change: settings.allow_interface_change };
-        let coupled = Coupled::of(graph, facts, &options);
-        let stays: Vec<Option<String>> =
-            coupled.groups().iter().map(|g| why_it_stays(graph, &constants, g, settings)).collect();
-        let bounds = Bounds::of(&coupled, &constants);
-        let candidates: Vec<Candidate> = coupled
-            .groups()
-            .iter()
-            .filter(|g| stays[g.id].is_none())
-            .map(|g| Candidate::of(g, &constants, settings))
-            .collect();
-        if candidates.is_empty() {
-            return Err(nothing(&coupled, &stays));
-        }
-        let prunable = bounds.if_all_left(&candidates);
-        let whole = match settings.of {
-            Of::Prunable => prunable,
-            Of::Total => constants.weights().map(|(_, t)| t.len() as u64).sum(),
-        };
-        let wanted = (settings.ratio * whole as f64).round();
-        let target = if settings.ratio > 0.0 { wanted.max(1.0) as u64 } else { 0 };
-        let most = bounds.at_most(&candidates);
-        if target > most {
-            let mut e = Error::usage("PRUNE-RATIO", "so many parameters cannot leave")
-                .field("step.ratio")
-                .found(settings.ratio)
-                .limit(format!("{:.4}", (most as f64 / whole as f64 * 1e4).floor() / 1e4));
-            e = match settings.of {
-                Of::Total => e.hint(format!(
-                    "{} of {whole} parameters are in groups that may shrink; lower ratio, min_keep or round_to",
-                    prunable
-                )),
-                Of::Prunable => e.hint("lower ratio, min_keep, min_units or round_to"),
-            };
-            return Err(e);
-        }
-        Ok(Room { coupled, stays, candidates, bounds, target, prunable, whole })
-    }
-}
-
-/// Why a group is not touched at all, if so.
-fn why_it_stays(
-    graph: &Graph,
-    constants: &Constants<'_>,
-    group: &Group,
-    settings: &Settings,
-) -> Option<String> {
-    if let Some(pin) = &group.pinned_by {
-        return Some(pin.clone());
-    }
-    let weight = group.weights().find(|p| constants.get(p.value).is_some_and(|t| !t.dtype().is_float()));
-    if let Some(p) = weight {
-        return Some(format!("weight \"{}\" is not of a float type", graph.value_name(p.value)));
-    }
-    let names = names(graph, group);
-    for pattern in &settings.exclude {
-        if let Some(name) = names.iter().find(|n| matches(pattern, n)) {
-            return Some(format!("\"{name}\" is excluded by \"{pattern}\""));
-        }
-    }
-    let asked = || {
-        settings.ratios.keys().any(|k| *k == group.kind.to_string() || names.iter().any(|n| matches(k, n)))
-    };
-    if group.kind == Kind::Width && !settings.width && !asked() {
-        return Some(
-            "it is the width that all layers share; width = true or a ratio of its own cuts it".into(),
-        );
-    }
-    let floor = select::floor(group.units, settings);
-    (floor >= group.units).then(|| format!("{} units are the fewest to keep", group.units))
-}
-
-/// Names by which a group can be meant: of its weights and of the nodes that read them.
-fn names(graph: &Graph, group: &Group) -> Vec<String> {
-    let weights = group.weights().map(|p| graph.value_name(p.value).to_string());
-    let mut names: Vec<String> = weights.chain(readers(graph, group)).collect();
-    names.dedup();
-    names
-}
-
-/// Names of the nodes that read weights of a group, in execution order.
-fn readers(graph: &Graph, group: &Group) -> Vec<String> {
-    let weights: std::collections::BTreeSet<_> = group.weights().map(|p| p.value).collect();
-    (0..graph.nodes().len())
-        .filter(|i| graph.node(*i).inputs.iter().flatten().any(|v| weights.contains(v)))
-        .map(|i| graph.label(i))
-        .collect()
-}
-
-fn nothing(coupled: &Coupled, stays: &[Option<String>]) -> Error {
-    let mut reasons: Vec<&str> = stays.iter().flatten().map(String::as_str).collect();
-    reasons.sort_unstable();
-    reasons.dedup();
-    let shown = reasons.iter().take(5).copied().collect::<Vec<_>>().join("; ");
-    let more = reasons.len().saturating_sub(5);
-    let e = Error::unsupported("PRUNE-NOTHING", "no channels, neurons or heads can leave this model");
-    match (coupled.groups().is_empty(), more) {
-        (true, _) => e.found("no weights whose axes are coupled"),
-        (_, 0) => e.found(shown),
-        (_, n) => e.found(format!("{shown}; {n} more reasons")),
-    }
-    .hint("`tinsmith inspect` lists the coupling groups and what pins them")
-}
-
 /// Decides which units leave: those of the lowest scores, until `ratio` is met as nearly as whole
 /// rounding units allow.
 ///
@@ -216,10 +102,11 @@ pub fn decide_with(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<
     settings.check()?;
     refuse_quantized(graph)?;
     let facts = graph.infer(&|_| None)?;
-    let room = Room::of(graph, &facts, settings)?;
-    let groups = room.coupled.groups();
+    let survey = Survey::of(graph, &facts, settings.allow_interface_change);
+    let room = Room::of(&survey, settings)?;
+    let groups = survey.coupled.groups();
     let ranked: Vec<bool> = room.stays.iter().map(Option::is_none).collect();
-    let source = source(graph, &facts, &room.coupled, &ranked, settings, ctx);
+    let source = source(graph, &facts, &survey.coupled, &ranked, settings, ctx);
     let scores = importance::scores(&source, settings.criterion)?;
     let curves = match settings.scope {
         Scope::Sensitivity => sensitivity::remembered(&source, &room, &scores, settings, ctx.memo)?,
@@ -229,24 +116,18 @@ pub fn decide_with(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>) -> Result<
     for (candidate, curve) in room.candidates.iter().zip(&curves) {
         by_group[candidate.group] = Some(curve.clone());
     }
-    let fixed = select::fixed(graph, &room, settings)?;
+    let fixed = select::fixed(&room, settings)?;
     let cut = |parameters: u64| {
         let (leaves, removed) = select::select(&room, &scores, settings, &curves, &fixed, parameters);
-        let mut stays = room.stays.clone();
-        for group in groups {
-            if stays[group.id].is_none() && !group.numbers().any(|u| leaves[u]) {
-                stays[group.id] = Some("its units score higher than those that leave".into());
-            }
-        }
         Decision {
+            stays: room.stays_after(&leaves),
             leaves,
             scores: scores.clone(),
             curves: by_group.clone(),
-            stays,
             prunable_parameters: room.prunable,
             whole_parameters: room.whole,
             removed_parameters: removed,
-            coupled: room.coupled.clone(),
+            coupled: survey.coupled.clone(),
         }
     };
     match settings.target.map(|t| t.part(graph, settings.rounds, ctx)).transpose()?.flatten() {
@@ -298,8 +179,9 @@ fn spread(mut v: Vec<f64>) -> String {
 }
 
 fn tell(graph: &Graph, decision: &Decision, report: &mut PassReport) {
+    let readers = room::readers(graph, &decision.coupled);
     for group in decision.coupled.groups() {
-        let nodes = readers(graph, group);
+        let nodes = &readers[group.id];
         let mut named = nodes.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
         if nodes.len() > 4 {
             named.push_str(&format!(" and {} more", nodes.len() - 4));
@@ -419,7 +301,9 @@ impl Pass for Prune {
         if self.settings.criterion.family() == Family::Blocks {
             return blocks::found(graph, &self.settings).map(drop);
         }
-        Room::of(graph, &graph.infer(&|_| None)?, &self.settings).map(|_| ())
+        let survey = Survey::of(graph, &graph.infer(&|_| None)?, self.settings.allow_interface_change);
+        let room = Room::of(&survey, &self.settings)?;
+        select::fixed(&room, &self.settings).map(drop)
     }
 
     fn estimate(&self, graph: &Graph) -> Estimate {

@@ -34,7 +34,7 @@ pub enum Towards {
 }
 
 /// Settings of a step's `[step.recover]`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recover {
     /// What is trained towards.

@@ -4,9 +4,10 @@
 use crate::analysis::Summary;
 use crate::analysis::summary::Layer;
 use crate::hardware::Device;
+use serde::{Deserialize, Serialize};
 
 /// What the recommendation needs to know of a device.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeviceFacts {
     /// Name of the profile; `host` for this machine.
     pub name: String,
@@ -99,10 +100,15 @@ const NODE_MS: f64 = 0.002;
 
 /// The class of a layer, from its operator and its weights.
 pub fn class(layer: &Layer) -> Class {
-    let op = layer.op.rsplit(':').next().unwrap_or(&layer.op);
+    class_of(&layer.op, layer.weights.iter().map(|(_, _, shape)| shape.as_slice()))
+}
+
+/// The class of an operator that reads weights of these shapes.
+pub fn class_of<'a>(operator: &str, mut weights: impl Iterator<Item = &'a [usize]>) -> Class {
+    let op = operator.rsplit(':').next().unwrap_or(operator);
     match op {
         "Conv" | "ConvTranspose" | "FusedConv" | "ConvInteger" | "QLinearConv" => {
-            let depthwise = layer.weights.iter().any(|(_, _, s)| s.len() > 2 && s[1] == 1 && s[0] > 1);
+            let depthwise = weights.any(|s| s.len() > 2 && s[1] == 1 && s[0] > 1);
             if depthwise { Class::Depthwise } else { Class::Conv }
         }
         "Gemm"
@@ -115,7 +121,7 @@ pub fn class(layer: &Layer) -> Class {
         | "DynamicQuantizeMatMul"
         | "LSTM"
         | "GRU" => {
-            if layer.weights.is_empty() {
+            if weights.next().is_none() {
                 Class::Attention
             } else {
                 Class::Product
@@ -124,6 +130,16 @@ pub fn class(layer: &Layer) -> Class {
         "Attention" | "MultiHeadAttention" | "GroupQueryAttention" | "Einsum" => Class::Attention,
         _ => Class::Other,
     }
+}
+
+/// Time of one layer of a kind, in milliseconds: of its multiply-accumulates at the speed that kernels of
+/// its kind reach, or of the bytes it moves, whichever takes longer.
+pub fn time_ms(class: Class, macs: u64, traffic_bytes: u64, device: &DeviceFacts) -> f64 {
+    let peak = device.peak_gflops.max(1e-3) * 1e9;
+    let bandwidth = device.bandwidth_gbs.max(1e-3) * 1e9;
+    let compute = 2.0 * macs as f64 / (peak * efficiency(class));
+    let traffic = traffic_bytes as f64 / bandwidth;
+    1e3 * compute.max(traffic) + NODE_MS
 }
 
 /// Cost of every layer, in the summary's order. Layers of unknown cost count as data movement of their
@@ -137,19 +153,16 @@ pub fn layers(summary: &Summary, device: &DeviceFacts) -> Vec<LayerCost> {
         .filter(|g| g.prunable)
         .flat_map(|g| g.members.iter().map(|(name, _)| name.as_str()))
         .collect();
-    let peak = device.peak_gflops.max(1e-3) * 1e9;
-    let bandwidth = device.bandwidth_gbs.max(1e-3) * 1e9;
     summary
         .layers
         .iter()
         .map(|layer| {
             let class = class(layer);
-            let compute = 2.0 * layer.macs.unwrap_or(0) as f64 / (peak * efficiency(class));
-            let traffic = layer.traffic_bytes.unwrap_or(layer.weight_bytes) as f64 / bandwidth;
+            let traffic = layer.traffic_bytes.unwrap_or(layer.weight_bytes);
             LayerCost {
                 index: layer.index,
                 class,
-                ms: 1e3 * compute.max(traffic) + NODE_MS,
+                ms: time_ms(class, layer.macs.unwrap_or(0), traffic, device),
                 weight_bytes: layer.weight_bytes,
                 prunable: layer.group.is_some_and(|g| prunable.contains(&g))
                     || layer.weights.iter().any(|(name, _, _)| members.contains(name.as_str())),

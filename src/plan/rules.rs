@@ -6,6 +6,8 @@ pub(super) mod isa;
 mod optimize;
 mod prune;
 
+pub(crate) use prune::expected_loss;
+
 use super::cost::{Class, DeviceFacts, LayerCost};
 use super::proposal::Confidence;
 use super::recipe::{DataSpec, Step};

@@ -75,6 +75,27 @@ impl<'a> Costs<'a> {
         self.macs.values().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
+    /// Multiply-accumulates of one node with the units that stay now; none where they are not known.
+    pub fn of_node(&self, i: NodeIndex) -> Option<u64> {
+        match self.macs.get(&i) {
+            Some(n) => Some(*n),
+            None => self.whole(i, self.graph.node(i).op.as_ref()?),
+        }
+    }
+
+    /// Bytes that a node reads and writes with the units that stay now; none where a shape is not known.
+    pub fn traffic(&self, i: NodeIndex) -> Option<u64> {
+        self.ports(i).try_fold(0u64, |sum, (_, v)| {
+            let fact = self.facts.get(v)?;
+            let mut shape = fact.fixed_shape()?;
+            for (axis, class) in self.classes_of(v).filter(|(_, class)| self.is_cut(*class)) {
+                *shape.get_mut(axis)? = self.size(class);
+            }
+            let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+            sum.checked_add(fact.dtype.byte_len(elements)?)
+        })
+    }
+
     /// Nodes whose products the shapes do not tell.
     pub fn unknown(&self) -> usize {
         self.unknown

@@ -25,15 +25,25 @@ pub enum Kind {
     Other,
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 5] = [Kind::Heads, Kind::Neurons, Kind::Channels, Kind::Width, Kind::Other];
+
+    /// The word, as recipes and reports have it.
+    pub fn word(self) -> &'static str {
+        match self {
             Kind::Heads => "heads",
             Kind::Neurons => "neurons",
             Kind::Channels => "channels",
             Kind::Width => "width",
             Kind::Other => "other",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
     }
 }
 

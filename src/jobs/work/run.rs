@@ -220,8 +220,7 @@ fn compute(
     let begin = Instant::now();
     let (graph, report) = pass.run(graph, room)?;
     tell(ctx.monitor, &report, begin.elapsed().as_secs_f64());
-    let path = ctx.job.dir.join(format!("artifacts/{:02}-{}.report.json", index + 1, pass.name()));
-    save::json(&path, &report)?;
+    save::json(&ctx.job.report_path(index, pass.name()), &report)?;
     ctx.monitor.phase("save", None);
     let options = SaveOptions { monitor: ctx.monitor, ..SaveOptions::default() };
     let checkpoint = ctx

@@ -87,6 +87,11 @@ impl Criterion {
         matches!(self.family(), Family::Activation | Family::Gradient | Family::Blocks)
     }
 
+    /// Whether whole blocks leave by it, not units.
+    pub fn removes_blocks(self) -> bool {
+        self.family() == Family::Blocks
+    }
+
     /// How scores of different groups are made comparable where the settings do not say. Changes of the
     /// loss are comparable as they are; all others stand on scales of their own.
     pub(super) fn normalize(self) -> Normalize {

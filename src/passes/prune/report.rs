@@ -1,7 +1,7 @@
 //! What a cut tells of each group: for the report of a step, and for faces that draw it.
 
 use super::sensitivity::Curve;
-use super::{Decision, readers};
+use super::{Decision, room};
 use crate::graph::Graph;
 use crate::graph::constants::Constants;
 use crate::graph::coupling::Kind;
@@ -33,7 +33,7 @@ pub struct GroupReport {
     pub group: usize,
     /// What its units are.
     pub kind: Kind,
-    /// Nodes that read its weights, the first few.
+    /// Nodes that read its weights, the first few and the last.
     pub nodes: Vec<String>,
     /// Units before the cut.
     pub units: usize,
@@ -54,9 +54,20 @@ pub struct GroupReport {
 /// Nodes that a group is shown by.
 const NODES: usize = 4;
 
+/// The first of some nodes and the last one, so that it shows how far a group reaches.
+fn shown(nodes: &[String]) -> Vec<String> {
+    match nodes {
+        [first @ .., last] if first.len() >= NODES => {
+            first.iter().take(NODES - 1).chain([last]).cloned().collect()
+        }
+        all => all.to_vec(),
+    }
+}
+
 /// All groups, in their order.
 pub(super) fn groups(graph: &Graph, decision: &Decision) -> Vec<GroupReport> {
     let constants = Constants::of(graph);
+    let readers = room::readers(graph, &decision.coupled);
     let of = |group: &crate::graph::coupling::Group| {
         let scores = decision.scores[group.id].as_deref().unwrap_or_default();
         let spread = |leaves: bool| {
@@ -66,7 +77,7 @@ pub(super) fn groups(graph: &Graph, decision: &Decision) -> Vec<GroupReport> {
         GroupReport {
             group: group.id,
             kind: group.kind,
-            nodes: readers(graph, group).into_iter().take(NODES).collect(),
+            nodes: shown(&readers[group.id]),
             units: group.units,
             kept: decision.kept(group),
             parameters_per_unit: group.parameters_per_unit(&constants),

@@ -5,10 +5,10 @@ use super::criterion::Normalize;
 use super::sensitivity::Curve;
 use super::{Room, Scope, Settings};
 use crate::error::{Error, Result};
+use crate::graph::ValueId;
 use crate::graph::constants::Constants;
 use crate::graph::coupling::{Coupled, Group};
-use crate::graph::{Graph, ValueId};
-use crate::passes::matches;
+use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,37 +18,55 @@ pub(super) fn floor(units: usize, settings: &Settings) -> usize {
     part.max(settings.min_units).max(1).min(units)
 }
 
+/// Numbers of units that a group may keep: all, or multiples of a step from a floor on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steps {
+    /// All of them.
+    pub units: usize,
+    /// Fewest.
+    pub floor: usize,
+    /// Kept counts are multiples of this.
+    pub step: usize,
+}
+
+impl Steps {
+    /// The next smaller count, if one is allowed.
+    pub fn below(&self, kept: usize) -> Option<usize> {
+        let next = kept.checked_sub(1)? / self.step * self.step;
+        (next >= self.floor).then_some(next)
+    }
+
+    /// The next larger count, if there is one.
+    pub fn above(&self, kept: usize) -> Option<usize> {
+        (kept < self.units).then(|| ((kept / self.step + 1) * self.step).min(self.units))
+    }
+}
+
 /// A group of which units may leave.
 #[derive(Debug, Clone)]
 pub(super) struct Candidate {
     pub(super) group: usize,
+    pub(super) steps: Steps,
     units: usize,
     first: usize,
-    /// Fewest units to keep.
-    floor: usize,
-    /// Kept counts are multiples of this.
-    step: usize,
 }
 
 impl Candidate {
-    /// The step is the smallest number of units whose indices are a multiple of `round_to` on every
-    /// axis of the group's matrices, or the largest power-of-two part of it that a small group allows.
-    pub(super) fn of(group: &Group, constants: &Constants<'_>, settings: &Settings) -> Candidate {
-        let matrix = |v: ValueId| constants.get(v).is_some_and(|t| t.shape().len() >= 2);
-        let axes = group.weights().filter(|p| matrix(p.value));
-        let step = |per_unit: usize| settings.round_to / gcd(settings.round_to, per_unit.max(1));
-        let mut step = axes.map(|p| step(p.per_unit)).max().unwrap_or(settings.round_to).max(1);
+    /// `matrices` are the indices of a unit on each axis of the group's matrices. The step is the
+    /// smallest number of units whose indices are a multiple of `round_to` on every such axis, or the
+    /// largest power-of-two part of it that a small group allows.
+    pub(super) fn of(group: &Group, matrices: &[usize], settings: &Settings) -> Candidate {
+        let step = |per_unit: &usize| settings.round_to / gcd(settings.round_to, (*per_unit).max(1));
+        let mut step = matrices.iter().map(step).max().unwrap_or(settings.round_to).max(1);
         while step > 1 && group.units < 2 * step {
             step = step.div_ceil(2);
         }
-        let floor = floor(group.units, settings);
-        Candidate { group: group.id, units: group.units, first: group.first, floor, step }
+        let steps = Steps { units: group.units, floor: floor(group.units, settings), step };
+        Candidate { group: group.id, steps, units: group.units, first: group.first }
     }
 
-    /// The next smaller count, if one is allowed.
     fn below(&self, kept: usize) -> Option<usize> {
-        let next = (kept - 1) / self.step * self.step;
-        (next >= self.floor).then_some(next)
+        self.steps.below(kept)
     }
 
     /// The allowed count next to `wanted`.
@@ -82,6 +100,8 @@ fn gcd(a: usize, b: usize) -> usize {
 pub(super) struct Bounds {
     /// Current size of every axis of every weight that a group touches.
     shapes: Vec<Vec<u64>>,
+    /// Bytes of an element of each of them.
+    widths: Vec<u64>,
     /// By group: (weight, axis, indices a unit).
     cuts: Vec<Vec<(usize, usize, u64)>>,
 }
@@ -89,12 +109,14 @@ pub(super) struct Bounds {
 impl Bounds {
     pub(super) fn of(coupled: &Coupled, constants: &Constants<'_>) -> Bounds {
         let mut number: BTreeMap<ValueId, usize> = BTreeMap::new();
-        let mut bounds = Bounds { shapes: vec![], cuts: vec![vec![]; coupled.groups().len()] };
+        let cuts = vec![vec![]; coupled.groups().len()];
+        let mut bounds = Bounds { shapes: vec![], widths: vec![], cuts };
         for group in coupled.groups() {
             for p in group.weights() {
                 let Some(tensor) = constants.weight(p.value) else { continue };
                 let at = *number.entry(p.value).or_insert_with(|| {
                     bounds.shapes.push(tensor.shape().iter().map(|n| *n as u64).collect());
+                    bounds.widths.push(tensor.byte_len() / (tensor.len() as u64).max(1));
                     bounds.shapes.len() - 1
                 });
                 bounds.cuts[group.id].push((at, p.axis, p.per_unit as u64));
@@ -104,13 +126,19 @@ impl Bounds {
     }
 
     /// Takes `units` units of a group away and returns the parameters that leave with them.
-    fn take(&mut self, group: usize, units: usize) -> u64 {
+    pub(super) fn take(&mut self, group: usize, units: usize) -> u64 {
         let gain = self.gain(group, units);
         for (w, axis, per_unit) in &self.cuts[group] {
             let size = &mut self.shapes[*w][*axis];
             *size = size.saturating_sub(per_unit * units as u64);
         }
         gain
+    }
+
+    /// Bytes of the weights that groups touch, as they are now.
+    pub(super) fn bytes(&self) -> u64 {
+        let of = |(shape, width): (&Vec<u64>, &u64)| shape.iter().product::<u64>() * width;
+        self.shapes.iter().zip(&self.widths).map(of).sum()
     }
 
     /// What [`Bounds::take`] would return.
@@ -141,21 +169,25 @@ impl Bounds {
 ///
 /// # Errors
 /// `Usage` for a name that no group has.
-pub(super) fn fixed(graph: &Graph, room: &Room, settings: &Settings) -> Result<BTreeMap<usize, usize>> {
+pub(super) fn fixed(room: &Room<'_>, settings: &Settings) -> Result<BTreeMap<usize, usize>> {
     let mut met: BTreeSet<&str> = BTreeSet::new();
     let mut out = BTreeMap::new();
+    if settings.ratios.is_empty() {
+        return Ok(out);
+    }
     for (i, candidate) in room.candidates.iter().enumerate() {
-        let group = &room.coupled.groups()[candidate.group];
-        let kind = group.kind.to_string();
-        let names = super::names(graph, group);
-        // A name goes before a kind.
-        let named = |key: &&String| names.iter().any(|n| matches(key, n));
-        let key = settings.ratios.keys().filter(|k| **k != kind).find(named);
-        let Some((key, ratio)) =
-            key.or_else(|| settings.ratios.keys().find(|k| **k == kind)).map(|k| (k, settings.ratios[k]))
-        else {
-            continue;
-        };
+        let (own, kind) = (
+            format!("group {}", candidate.group),
+            room.survey.coupled.groups()[candidate.group].kind.to_string(),
+        );
+        // A number goes before a name, a name before a kind.
+        let named = |key: &&String| room.survey.means(key, candidate.group).is_some();
+        let found = settings
+            .ratios
+            .get_key_value(&own)
+            .or_else(|| settings.ratios.iter().filter(|(k, _)| **k != kind).find(|(k, _)| named(k)))
+            .or_else(|| settings.ratios.get_key_value(&kind));
+        let Some((key, ratio)) = found else { continue };
         met.insert(key);
         out.insert(i, candidate.nearest(candidate.units as f64 * (1.0 - ratio)));
     }
@@ -238,7 +270,7 @@ impl Walk<'_> {
 /// `fixed` are the counts that some candidates keep whatever the others do, `target` the parameters that
 /// leave the others.
 pub(super) fn select(
-    room: &Room,
+    room: &Room<'_>,
     scores: &[Option<Vec<f64>>],
     settings: &Settings,
     curves: &[Curve],
@@ -247,7 +279,7 @@ pub(super) fn select(
 ) -> (Vec<bool>, u64) {
     let scope = settings.scope;
     let normalize = settings.normalize.unwrap_or(settings.criterion.normalize());
-    let mut bounds = room.bounds.clone();
+    let mut bounds = room.survey.bounds.clone();
     let mut walks = Vec::with_capacity(room.candidates.len());
     for c in &room.candidates {
         let of_group = scores[c.group].as_deref().unwrap_or_default();
@@ -293,7 +325,7 @@ pub(super) fn select(
             walk.kept = next;
         }
     }
-    let mut leaves = vec![false; room.coupled.units()];
+    let mut leaves = vec![false; room.survey.coupled.units()];
     for walk in &walks {
         for u in &walk.order[..walk.candidate.units - walk.kept] {
             leaves[walk.candidate.first + u] = true;

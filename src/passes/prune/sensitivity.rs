@@ -4,7 +4,8 @@
 //! costs a forward pass over few rows and no new graph.
 
 use super::importance::{Gate, Source, gates};
-use super::{Room, Settings};
+use super::Settings;
+use super::room::Room;
 use crate::error::Result;
 use crate::evaluate::objective::{Head, Objective};
 use crate::evaluate::samples::Batch;
@@ -53,7 +54,7 @@ impl Curve {
 /// Those of [`curves`].
 pub(super) fn remembered(
     source: &Source<'_>,
-    room: &Room,
+    room: &Room<'_>,
     scores: &[Option<Vec<f64>>],
     settings: &Settings,
     memo: Option<&dyn Memo>,
@@ -96,7 +97,7 @@ fn digest(scores: &[Option<Vec<f64>>]) -> String {
 ///
 /// # Errors
 /// Those of running the model, `Stopped` when asked to.
-fn curves(source: &Source<'_>, room: &Room, scores: &[Option<Vec<f64>>], rows: usize) -> Result<Vec<Curve>> {
+fn curves(source: &Source<'_>, room: &Room<'_>, scores: &[Option<Vec<f64>>], rows: usize) -> Result<Vec<Curve>> {
     let data = super::importance::data(source.data)?;
     let head = Head::of(source.graph, data)?;
     let task = source.slope != super::Slope::Reference && data.labelled();
@@ -123,7 +124,7 @@ fn curves(source: &Source<'_>, room: &Room, scores: &[Option<Vec<f64>>], rows: u
     source.monitor.phase("prune: look at sensitivity", Some((room.candidates.len() * PARTS.len()) as u64));
     let mut out = Vec::with_capacity(room.candidates.len());
     for (i, candidate) in room.candidates.iter().enumerate() {
-        let group = &room.coupled.groups()[candidate.group];
+        let group = &room.survey.coupled.groups()[candidate.group];
         let of_group = scores[candidate.group].as_deref().unwrap_or_default();
         let mut order: Vec<usize> = (0..group.units).collect();
         order.sort_by(|a, b| of_group[*a].total_cmp(&of_group[*b]).then(a.cmp(b)));
@@ -153,10 +154,10 @@ fn curves(source: &Source<'_>, room: &Room, scores: &[Option<Vec<f64>>], rows: u
 }
 
 /// The gates of each candidate.
-fn by_group(source: &Source<'_>, room: &Room) -> Vec<Vec<Gate>> {
+fn by_group(source: &Source<'_>, room: &Room<'_>) -> Vec<Vec<Gate>> {
     let all = gates(source);
     let of = |c: &super::select::Candidate| {
-        let numbers = room.coupled.groups()[c.group].numbers();
+        let numbers = room.survey.coupled.groups()[c.group].numbers();
         all.iter().filter(|g| g.units.iter().flatten().any(|u| numbers.contains(u))).cloned().collect()
     };
     room.candidates.iter().map(of).collect()

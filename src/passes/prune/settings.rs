@@ -39,7 +39,7 @@ pub enum Of {
 const MOST_ROUNDS: usize = 100;
 
 /// Settings of the pass.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// What makes a unit unimportant.
@@ -50,8 +50,8 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
     /// Part of the units to remove from some groups, whatever their scores beside others: by kind
-    /// (`heads`, `neurons`, `channels`, `width`) or by a name pattern of a node or weight. `ratio` and
-    /// `target` are then about the other groups.
+    /// (`heads`, `neurons`, `channels`, `width`), by a name pattern of a node or weight, or by number
+    /// (`group 12`, as `inspect` numbers them). `ratio` and `target` are then about the other groups.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub ratios: BTreeMap<String, f64>,
     /// What `ratio` is a part of.
@@ -65,7 +65,8 @@ pub struct Settings {
     pub min_units: usize,
     /// Smallest part of its units that a group keeps.
     pub min_keep: f64,
-    /// Name patterns (substrings, `*` wild) of nodes and weights whose groups stay as they are.
+    /// Name patterns (substrings, `*` wild) of nodes and weights whose groups stay as they are, or
+    /// numbers of groups (`group 12`).
     #[serde(alias = "protect")]
     pub exclude: Vec<String>,
     /// Let axes of graph inputs and outputs shrink.

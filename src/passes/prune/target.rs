@@ -1,7 +1,8 @@
 //! How much must leave: a part of the parameters at once, or whatever brings another figure of the model
 //! to what is asked for, found by trying.
 
-use super::{Decision, Room, Settings, slice};
+use super::room::Room;
+use super::{Decision, Settings, slice};
 use crate::analysis::{self, Options};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -157,7 +158,7 @@ const SETTLED: &str = "parameters";
 /// `Usage` where the figure cannot be brought so low, with the lowest that was found.
 pub(super) fn search(
     graph: &Graph,
-    room: &Room,
+    room: &Room<'_>,
     (figure, part): (Figure, f64),
     cut: &dyn Fn(u64) -> Decision,
     ctx: &Ctx<'_>,
@@ -176,7 +177,7 @@ pub(super) fn search(
         _ => (TRIES, NEAR),
     };
     ctx.monitor.phase("prune: find how much must leave", Some(tries as u64));
-    let most = room.bounds.at_most(&room.candidates);
+    let most = room.survey.bounds.at_most(&room.candidates);
     let (mut low, mut high) = (0u64, most);
     let mut best: Option<(f64, u64, Decision)> = None;
     let mut lowest = f64::INFINITY;

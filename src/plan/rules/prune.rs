@@ -60,12 +60,19 @@ impl Rule for Prune {
         );
         forecast.seconds += 0.3 + facts.summary.file_bytes as f64 / 200e6;
         // One shot by norm without retraining: published losses grow faster than the ratio.
-        forecast.lose(0.05 * self.ratio, 1.6 * self.ratio.powf(1.5));
+        let (low, high) = expected_loss(self.ratio);
+        forecast.lose(low, high);
         forecast.trust(Confidence::Low);
         forecast.risks.push(
             "how much a cut by weight norm costs without retraining depends on the model: measure it".into(),
         );
     }
+}
+
+/// Relative loss of quality, low and high, that a cut of a part of the parameters is expected to cost
+/// without training behind it.
+pub(crate) fn expected_loss(part: f64) -> (f64, f64) {
+    (0.05 * part, 1.6 * part.max(0.0).powf(1.5))
 }
 
 /// Part of the weights in layers that can shrink.
