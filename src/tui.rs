@@ -12,6 +12,7 @@ pub mod layout;
 pub mod list;
 mod local;
 pub mod log;
+pub mod map;
 pub mod model;
 pub mod overlay;
 pub mod paint;

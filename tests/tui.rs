@@ -6,6 +6,8 @@ mod fixtures;
 mod flows;
 #[path = "tui/say.rs"]
 mod say;
+#[path = "tui/map.rs"]
+mod map;
 #[path = "tui/model_tab.rs"]
 mod model_tab;
 #[path = "tui/picture.rs"]

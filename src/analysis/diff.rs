@@ -2,9 +2,11 @@
 //! removed, added or renamed leave. Nodes are paired by [`crate::graph::diff`], weights are compared
 //! element by element and piece by piece.
 
+mod groups;
 mod nodes;
 mod weights;
 
+pub use groups::GroupChange;
 pub use weights::Difference;
 
 use super::open::open;
@@ -163,6 +165,9 @@ pub struct Diff {
     pub layer_counts: Counts,
     /// Layers that differ, in execution order before; then those that are new.
     pub layers: Vec<LayerChange>,
+    /// Coupling groups that have another number of units, in their order before.
+    #[serde(default)]
+    pub groups: Vec<GroupChange>,
     /// Weights by how they differ.
     pub weight_counts: Counts,
     /// All weights, in the order of the file before; then those that are new.
@@ -208,6 +213,7 @@ pub fn diff(
         _ => nodes::Found::default(),
     };
     let pairs = weights::pairs(&held_before, &held_after, matched.as_ref().zip(old.graph()).zip(new.graph()));
+    let groups = groups::changes(&was, &is, &weights::names(&held_before, &held_after, &pairs));
     let weights = weights::changes(&held_before, &held_after, &pairs, elements, monitor)?;
     let mut weight_counts = Counts::default();
     weights.iter().for_each(|w| weight_counts.count(w.change));
@@ -221,6 +227,7 @@ pub fn diff(
         by_structure: by(How::Structure),
         layer_counts: layers.counts,
         layers: layers.changes,
+        groups,
         weight_counts,
         weights,
         elements_compared: elements,

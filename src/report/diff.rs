@@ -1,7 +1,7 @@
 //! What a comparison of two models says.
 
 use super::{Cell, Present, Report, Table};
-use crate::analysis::diff::{ChangeKind, Diff, LayerChange, WeightChange};
+use crate::analysis::diff::{ChangeKind, Diff, GroupChange, LayerChange, WeightChange};
 use crate::error::Result;
 use crate::units::{Bytes, Count};
 
@@ -38,6 +38,10 @@ pub fn differences(d: &Diff, brief: bool) -> Result<Report> {
         ));
     }
     report = report.line(format!("weights: {}", d.weight_counts));
+    if !d.groups.is_empty() {
+        let groups: Vec<&GroupChange> = d.groups.iter().collect();
+        report = titled(report, "groups", groups.len(), brief).table(group_table(&cut(&groups, brief)));
+    }
     let layers: Vec<&LayerChange> =
         d.layers.iter().filter(|l| !brief || l.change != ChangeKind::Renamed).collect();
     if !layers.is_empty() {
@@ -81,6 +85,27 @@ fn titled(report: Report, name: &str, rows: usize, brief: bool) -> Report {
 
 fn optional(text: &Option<String>) -> Cell {
     text.clone().map_or_else(Cell::empty, Cell::text)
+}
+
+fn group_table(groups: &[&GroupChange]) -> Table {
+    let mut table = Table::new(&[
+        ("name", "<first weight of the group"),
+        ("kind", "<kind"),
+        ("before", "before"),
+        ("after", "after"),
+        ("delta", "change"),
+    ]);
+    for g in groups {
+        let delta = g.after as f64 / g.before.max(1) as f64 - 1.0;
+        table.push([
+            Cell::text(g.name.clone()),
+            Cell::text(g.kind.word()),
+            Cell::value(g.before as u64, g.before.to_string()),
+            Cell::value(g.after as u64, g.after.to_string()),
+            Cell::value(delta, format!("{:+.1} %", 100.0 * delta)),
+        ]);
+    }
+    table
 }
 
 fn layer_table(layers: &[&LayerChange]) -> Table {

@@ -111,7 +111,17 @@ actions! {
     ModelView "model-view" ["v"] Model 4 "view" "Switch between layers, coupling groups, operators, tensors and, once there is one, the diff." App::has_model;
     Weights "weights" ["w"] Model 6 "weights" "Read the selected weights: histogram, moments, zeros, outlier channels." App::has_weights;
     DiffModel "diff" ["d"] Model 7 "diff" "Compare with another model or a variant of it: nodes, shapes, elements of weights." App::has_model;
-    PlanForModel "plan-model" ["p"] Model 3 "plan" "Recommend recipes for this model." App::has_model;
+    Map "map" ["i"] Model 8 "map" "Map what pruning can take: groups of channels, neurons and heads by layer, their importance, what a cut would bring. Reads all weights, in the background." App::has_graph;
+    RunCut "run-cut" ["r"] Model 1 "run" "On the map: run the planned cut as a job; the dialog shows the equivalent command." App::can_run_cut;
+    CutMore "cut-more" ["+"] Model 1 "more" "On the map: cut more of what the level means." App::can_plan_cut;
+    CutLess "cut-less" ["-"] Model 1 "less" "On the map: cut less of what the level means." App::can_plan_cut;
+    CutValue "cut-value" ["="] Model 2 "ratio" "On the map: type the ratio of what the level means." App::can_plan_cut;
+    CutReset "cut-reset" ["0"] Model 3 "as others" "On the map: take ratio and protection away again." App::can_plan_cut;
+    Protect "protect" ["x"] Model 2 "protect" "On the map: let nothing leave what the level means, or let it go again." App::can_protect;
+    CutLevel "cut-level" ["a"] Model 2 "level" "On the map: what + and - change: a group, its block, its kind, the whole model." App::can_plan_cut;
+    CutSource "cut-source" ["u"] Model 3 "source" "On the map: show the importance that a pruning run found, and what it left, or that of the weights." App::has_cut_sources;
+    CutSettings "cut-settings" ["b"] Model 3 "settings" "On the map: edit ratio, criterion, spread, repair and rounding of the cut." App::can_plan_cut;
+    PlanForModel "plan-model" ["p"] Model 3 "plan" "Recommend recipes for this model; from the map, take the planned cut along." App::has_model;
 
     Run "run" ["r"] Plan 2 "run" "Run the selected recipe as a job; the dialog shows the equivalent command." App::can_run;
     EditGoal "edit-goal" ["b"] Plan 3 "goal" "Edit the goal: device, latency, size, memory, quality, data." always;
@@ -123,6 +133,8 @@ actions! {
     Pause "pause" ["p"] Runs 2 "pause" "Pause at the next checkpoint, or go on." App::can_pause;
     Resume "resume" ["R"] Runs 2 "resume" "Resume a dead, failed, cancelled or paused job from its last checkpoint." App::can_resume;
     Delete "delete" ["D"] Runs 6 "delete" "Delete the selected job's directory (asks for its name)." App::can_delete;
+    DiffRun "diff-run" ["d"] Runs 4 "diff" "Compare the variant that the selected run made with its original: groups, nodes, weights." App::can_diff_run;
+    MapRun "map-run" ["i"] Runs 4 "map" "Show on the map what the selected pruning run took from which group, and go on from its settings." App::can_map_run;
     Overlay "overlay" ["o"] Runs 7 "overlay" "Draw the curves of the marked runs over each other." App::has_marks;
     Scale "scale" ["v"] Runs 8 "scale" "Cycle the y axis: linear, logarithmic, relative to the first value." App::has_curves;
     ZoomIn "zoom-in" ["+"] Runs 0 "zoom in" "Show a shorter part of the x axis." App::has_curves;

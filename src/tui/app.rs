@@ -16,6 +16,8 @@ use crate::error::Error;
 use crate::evaluate::measurement::Measurement;
 use crate::jobs::{JobState, Status};
 use crate::monitor::Level;
+use crate::passes::prune::Criterion;
+use crate::plan::study::{Forecast, Question, Study};
 use crate::plan::{DataSpec, Goal, Recipe};
 use crate::tensor::Distribution;
 use crossterm::event::{KeyEvent, MouseEvent};
@@ -120,6 +122,15 @@ impl Job {
     pub fn title(&self) -> &str {
         if self.state.name.is_empty() { &self.id } else { &self.state.name }
     }
+    /// The model that it made, where there is one.
+    pub fn variant(&self) -> Option<PathBuf> {
+        let made = self.state.artifacts.iter().filter(|a| a.path.ends_with(".onnx"));
+        made.map(|a| self.dir.join(&a.path)).next_back()
+    }
+    /// Whether one of its steps prunes.
+    pub fn prunes(&self) -> bool {
+        self.state.steps.iter().any(|s| s == "prune" || s.starts_with("prune "))
+    }
     /// Whether a worker computes.
     pub fn is_running(&self) -> bool {
         self.status() == Status::Running
@@ -171,6 +182,38 @@ pub enum Data {
         name: String,
         /// What its elements are like.
         result: Result<Box<Distribution>, Failure>,
+    },
+    /// A model is being read for the map.
+    Studying {
+        /// Which request this is about.
+        generation: u64,
+        /// Phase.
+        phase: String,
+        /// Units done.
+        done: u64,
+        /// Units in all, where that is known.
+        total: Option<u64>,
+    },
+    /// A model was read for the map.
+    Studied {
+        /// Which request this answers.
+        generation: u64,
+        /// Its groups.
+        result: Result<Arc<Study>, Failure>,
+    },
+    /// What the planned cut would bring.
+    Foreseen {
+        /// Which request this answers.
+        generation: u64,
+        /// The forecast, or why the plan cannot be met.
+        result: Result<Box<Forecast>, Failure>,
+    },
+    /// What pruning runs told.
+    Ran {
+        /// Which request this answers.
+        generation: u64,
+        /// Their steps, newest first.
+        runs: Vec<super::map::Ran>,
     },
     /// Two models were compared.
     Differed {
@@ -226,6 +269,8 @@ pub enum Data {
     },
     /// A job was accepted.
     Submitted(Result<String, Failure>),
+    /// A line for the log alone.
+    Noted(Failure),
     /// Something else was done, or not.
     Done(Result<String, Failure>),
     /// The home directory cannot be written to.
@@ -278,6 +323,34 @@ pub enum Effect {
         models: Vec<PathBuf>,
         /// The prompt.
         prompt: String,
+    },
+    /// Read a model for the map; an older request is void.
+    Study {
+        /// Number of the request.
+        generation: u64,
+        /// File.
+        path: PathBuf,
+        /// What scores its units.
+        criterion: Criterion,
+    },
+    /// Stop reading for the map, or let what was read go.
+    EndStudy {
+        /// Number of the newest request that is void.
+        generation: u64,
+    },
+    /// Say what a cut of the model that was read last would bring.
+    Foresee {
+        /// Number of the request.
+        generation: u64,
+        /// The cut.
+        question: Box<Question>,
+    },
+    /// Read what pruning runs told.
+    ReadRuns {
+        /// Number of the request.
+        generation: u64,
+        /// Jobs.
+        jobs: Vec<String>,
     },
     /// Compare two models.
     Differ {
@@ -504,6 +577,36 @@ impl App {
     pub(super) fn has_model(&self) -> bool {
         self.model.opened.is_some()
     }
+    pub(super) fn has_graph(&self) -> bool {
+        self.model.opened.as_ref().is_some_and(|o| o.summary.no_graph.is_none())
+    }
+    /// Whether the map is in front.
+    pub(super) fn on_map(&self) -> bool {
+        self.has_model() && self.model.view == super::model::View::Map
+    }
+    pub(super) fn can_plan_cut(&self) -> bool {
+        self.on_map() && self.model.map.can_plan()
+    }
+    pub(super) fn can_protect(&self) -> bool {
+        self.can_plan_cut() && self.model.map.level != super::map::Level::Model
+    }
+    pub(super) fn has_cut_sources(&self) -> bool {
+        self.on_map() && !self.model.map.runs.is_empty()
+    }
+    pub(super) fn can_run_cut(&self) -> bool {
+        let map = &self.model.map;
+        !self.read_only
+            && self.can_plan_cut()
+            && map.edit.cuts()
+            && map.forecast.is_some()
+            && map.wrong.is_none()
+    }
+    pub(super) fn can_diff_run(&self) -> bool {
+        self.runs.selected().is_some_and(|j| j.variant().is_some())
+    }
+    pub(super) fn can_map_run(&self) -> bool {
+        self.runs.selected().is_some_and(|j| j.prunes() && j.status().is_final())
+    }
     pub(super) fn has_weights(&self) -> bool {
         !self.model.selected_weights().is_empty()
     }
@@ -555,7 +658,8 @@ impl App {
         self.zoomed
             || self.is_filtered()
             || self.pane() != Pane::of(self.tab)[0]
-            || (self.tab == Tab::Model && self.model.view == super::model::View::Diff)
+            || (self.tab == Tab::Model
+                && matches!(self.model.view, super::model::View::Diff | super::model::View::Map))
             || (self.tab == Tab::Runs && (self.runs.cursor.is_some() || !self.runs.marks.is_empty()))
     }
     pub(super) fn can_copy(&self) -> bool {

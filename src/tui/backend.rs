@@ -2,6 +2,7 @@
 //! fixtures and all I/O happens on worker threads.
 
 use super::app::{Control, Job};
+use super::map::Ran;
 use super::plan::Ranked;
 use crate::analysis::Summary;
 use crate::analysis::diff::Diff;
@@ -9,6 +10,8 @@ use crate::compare::Comparison;
 use crate::error::Result;
 use crate::evaluate::generate::Generated;
 use crate::evaluate::measurement::Measurement;
+use crate::passes::prune::Criterion;
+use crate::plan::study::{Forecast, Question, Study};
 use crate::plan::{DataSpec, Goal, Recipe};
 use crate::tensor::Distribution;
 use std::path::{Path, PathBuf};
@@ -22,6 +25,22 @@ pub trait Backend: Send + Sync + 'static {
     fn weight(&self, path: &Path, name: &str) -> Result<Distribution>;
     /// What changed between two model files.
     fn diff(&self, before: &Path, after: &Path) -> Result<Diff>;
+    /// Reads a model for the map of what pruning can take, its units scored by a criterion that looks at no
+    /// data; `tell` gets phase, units done and in all. A request of a higher number ends it, and
+    /// [`Backend::end_study`].
+    fn study(
+        &self,
+        generation: u64,
+        path: &Path,
+        criterion: Criterion,
+        tell: &(dyn Fn(&str, u64, Option<u64>) + Sync),
+    ) -> Result<Study>;
+    /// Lets go what [`Backend::study`] reads or has read on requests up to this number.
+    fn end_study(&self, generation: u64);
+    /// What a cut of the model that was read last would bring.
+    fn foresee(&self, question: &Question) -> Result<Forecast>;
+    /// What the pruning steps of a job told.
+    fn ran(&self, job: &str) -> Result<Vec<Ran>>;
     /// Names of device profiles, this machine first.
     fn devices(&self) -> Result<Vec<String>>;
     /// Ranked recipes for the device of the goal. `measured_ms` is the median latency of the model on this

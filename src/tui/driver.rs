@@ -234,7 +234,10 @@ fn spawn_worker(
                     say(&*backend, generation, &models, &prompt, &pieces);
                     None
                 }
-                effect => work(effect, &goal, &*backend),
+                effect => {
+                    let send = |data: Data| drop(pieces.send(Incoming::Msg(Msg::Data(data))));
+                    work(effect, &goal, &*backend, &send)
+                }
             }
         }))
         .unwrap_or_else(|_| failed("this failed inside; the log has no more".into()));
@@ -294,6 +297,14 @@ fn failure_of(effect: &Effect) -> Box<dyn Fn(String) -> Option<Data> + Send> {
                 Some(Data::Differed { generation, after: after.clone(), result: Err(failure(m)) })
             })
         }
+        Effect::Study { generation, .. } => {
+            let generation = *generation;
+            Box::new(move |m| Some(Data::Studied { generation, result: Err(failure(m)) }))
+        }
+        Effect::Foresee { generation, .. } => {
+            let generation = *generation;
+            Box::new(move |m| Some(Data::Foreseen { generation, result: Err(failure(m)) }))
+        }
         Effect::Recommend { generation, .. } => {
             let generation = *generation;
             Box::new(move |m| Some(Data::Proposed { generation, result: Err(failure(m)) }))
@@ -306,7 +317,12 @@ fn failure_of(effect: &Effect) -> Box<dyn Fn(String) -> Option<Data> + Send> {
     }
 }
 
-fn work(effect: Effect, goal: &crate::plan::Goal, backend: &dyn Backend) -> Option<Data> {
+fn work(
+    effect: Effect,
+    goal: &crate::plan::Goal,
+    backend: &dyn Backend,
+    send: &(dyn Fn(Data) + Sync),
+) -> Option<Data> {
     Some(match effect {
         Effect::Analyse { generation, path } => {
             // Jobs, recipes and the list of recent files name the model independently of this directory.
@@ -320,6 +336,32 @@ fn work(effect: Effect, goal: &crate::plan::Goal, backend: &dyn Backend) -> Opti
         Effect::Weigh { generation, path, name } => {
             let result = backend.weight(&path, &name).map(Box::new).map_err(Failure::from);
             Data::Weighed { generation, name, result }
+        }
+        Effect::Study { generation, path, criterion } => {
+            let tell = |phase: &str, done: u64, total: Option<u64>| {
+                send(Data::Studying { generation, phase: phase.to_string(), done, total });
+            };
+            let result =
+                backend.study(generation, &path, criterion, &tell).map(Arc::new).map_err(Failure::from);
+            Data::Studied { generation, result }
+        }
+        Effect::EndStudy { generation } => {
+            backend.end_study(generation);
+            return None;
+        }
+        Effect::Foresee { generation, question } => {
+            let result = backend.foresee(&question).map(Box::new).map_err(Failure::from);
+            Data::Foreseen { generation, result }
+        }
+        Effect::ReadRuns { generation, jobs } => {
+            let mut runs = Vec::new();
+            for job in jobs {
+                match backend.ran(&job) {
+                    Ok(found) => runs.extend(found),
+                    Err(e) => send(Data::Noted(Failure::from(e))),
+                }
+            }
+            Data::Ran { generation, runs }
         }
         Effect::Differ { generation, before, after } => {
             let result = backend.diff(&before, &after).map(Box::new).map_err(Failure::from);

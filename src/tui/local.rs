@@ -2,27 +2,31 @@
 
 use super::app::{Control, Job, Liveness, Usage};
 use super::backend::{Backend, Watch};
+use super::map::Ran;
 use super::plan::Ranked;
 use crate::analysis::diff::Diff;
 use crate::analysis::{self, Summary};
 use crate::compare::Comparison;
 use crate::config::{Paths, Settings};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::evaluate::generate::{GenerateOptions, Generated, generate};
 use crate::evaluate::measurement::Measurement;
 use crate::evaluate::tasks::Engine;
 use crate::export;
 use crate::hardware::Device;
 use crate::jobs::{self, JobHandle, JobState, Request, Status, Tail};
-use crate::monitor::{Silent, Switch};
-use crate::plan::{self, DataSpec, DeviceFacts, Goal, Question, Recipe};
+use crate::monitor::{Level, Monitor, Silent, Switch};
+use crate::passes;
+use crate::passes::prune::Criterion;
+use crate::plan::study::{Forecast, Question, Session, Study};
+use crate::plan::{self, DataSpec, DeviceFacts, Goal, Recipe};
 use crate::runtime;
 use crate::save;
 use crate::tensor::Distribution;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +45,47 @@ pub(super) struct Local {
     settings: Settings,
     /// Ends the analysis that is under way.
     analysis: Mutex<Arc<Switch>>,
+    /// Newest request for the map, and what ends its work.
+    studying: Mutex<(u64, Arc<Switch>)>,
+    /// The model that was read for the map, and what it was read by.
+    study: Mutex<Option<Studied>>,
+}
+
+struct Studied {
+    path: PathBuf,
+    criterion: Criterion,
+    /// None where its process has ended.
+    session: Option<Session>,
+}
+
+/// Tells a face how far the reading is, at most ten times a second, and hears when to stop.
+struct Told<'a> {
+    stop: &'a Switch,
+    tell: &'a (dyn Fn(&str, u64, Option<u64>) + Sync),
+    now: Mutex<(String, Option<u64>, Instant)>,
+}
+
+impl Monitor for Told<'_> {
+    fn phase(&self, name: &str, total: Option<u64>) {
+        *held(&self.now) = (name.to_string(), total, Instant::now());
+        (self.tell)(name, 0, total);
+    }
+    fn progress(&self, done: u64) {
+        let mut now = held(&self.now);
+        if now.2.elapsed() > Duration::from_millis(100) {
+            now.2 = Instant::now();
+            (self.tell)(&now.0, done, now.1);
+        }
+    }
+    fn metric(&self, _: &str, _: u64, _: f64) {}
+    fn log(&self, _: Level, _: &str) {}
+    fn stop_requested(&self) -> bool {
+        self.stop.stop_requested()
+    }
+}
+
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,7 +96,27 @@ struct Recent {
 
 impl Local {
     pub(super) fn new(paths: Paths, settings: Settings) -> Local {
-        Local { paths, settings, analysis: Mutex::default() }
+        Local {
+            paths,
+            settings,
+            analysis: Mutex::default(),
+            studying: Mutex::default(),
+            study: Mutex::default(),
+        }
+    }
+
+    /// Stops the work for the map that older requests asked for; the switch of this one's.
+    ///
+    /// # Errors
+    /// `Stopped` where a newer request came first.
+    fn supersede(&self, generation: u64) -> Result<Arc<Switch>> {
+        let mut now = held(&self.studying);
+        if generation < now.0 {
+            return Err(Error::stopped("STUDY-OLD", "a newer request came first"));
+        }
+        now.1.0.store(true, Ordering::Relaxed);
+        *now = (generation, Arc::default());
+        Ok(now.1.clone())
     }
 
     fn recent_file(&self) -> PathBuf {
@@ -70,11 +135,8 @@ impl Local {
 
 impl Backend for Local {
     fn analyse(&self, path: &Path) -> Result<Summary> {
-        let switch = Arc::new(Switch(AtomicBool::new(false)));
-        let before = std::mem::replace(
-            &mut *self.analysis.lock().unwrap_or_else(PoisonError::into_inner),
-            switch.clone(),
-        );
+        let switch: Arc<Switch> = Arc::default();
+        let before = std::mem::replace(&mut *held(&self.analysis), switch.clone());
         before.0.store(true, Ordering::Relaxed);
         analysis::summarize_in_child(path, &analysis::Options::default(), &*switch)
     }
@@ -104,6 +166,69 @@ impl Backend for Local {
         generate(&model, &options, &Silent, piece)
     }
 
+    fn study(
+        &self,
+        generation: u64,
+        path: &Path,
+        criterion: Criterion,
+        tell: &(dyn Fn(&str, u64, Option<u64>) + Sync),
+    ) -> Result<Study> {
+        let stop = self.supersede(generation)?;
+        let mut kept = held(&self.study);
+        *kept = None;
+        let now = Mutex::new((String::new(), None, Instant::now()));
+        let (session, study) = Session::open(path, criterion, &Told { stop: &stop, tell, now })?;
+        *kept = Some(Studied { path: path.to_path_buf(), criterion, session: Some(session) });
+        Ok(study)
+    }
+
+    fn end_study(&self, generation: u64) {
+        // A newer request does that itself.
+        if self.supersede(generation).is_ok() {
+            *held(&self.study) = None;
+        }
+    }
+
+    fn foresee(&self, question: &Question) -> Result<Forecast> {
+        let stop = held(&self.studying).1.clone();
+        let mut kept = held(&self.study);
+        let Some(studied) = kept.as_mut() else {
+            return Err(Error::stopped("STUDY-GONE", "the model is not open any more"));
+        };
+        let mut session = match studied.session.take() {
+            Some(session) => session,
+            None => Session::open(&studied.path, studied.criterion, &*stop)?.0,
+        };
+        let answer = session.ask(question, &*stop);
+        let gone = |e: &Error| matches!(e.kind(), Kind::Died | Kind::Limit | Kind::Stopped);
+        if !answer.as_ref().is_err_and(gone) {
+            studied.session = Some(session);
+        }
+        answer
+    }
+
+    fn ran(&self, job: &str) -> Result<Vec<Ran>> {
+        let job = jobs::open(&self.paths, job)?;
+        let Request::Run { recipe } = job.request()? else { return Ok(Vec::new()) };
+        let variant = job.dir.join(Request::artifact_of(&recipe));
+        let variant = variant.exists().then_some(variant);
+        let mut out = Vec::new();
+        for (step, of) in recipe.steps.iter().enumerate().filter(|(_, s)| s.pass == "prune") {
+            let settings = passes::settings("prune", &of.settings)?;
+            // A step that the run has not come to has no report.
+            let Ok(report) = job.report(step, "prune") else { continue };
+            out.push(Ran {
+                job: job.id.to_string(),
+                name: recipe.name.clone(),
+                step,
+                settings,
+                report: Arc::new(report),
+                variant: variant.clone(),
+            });
+        }
+        Ok(out)
+    }
+
     fn devices(&self) -> Result<Vec<String>> {
         let profiles = Device::all(&self.paths)?;
         Ok(std::iter::once("host".into()).chain(profiles.into_iter().map(|d| d.name)).collect())
@@ -118,7 +243,7 @@ impl Backend for Local {
         measured_ms: Option<f64>,
     ) -> Result<Ranked> {
         let device = Device::named(goal.device.as_deref().unwrap_or("host"), &self.paths)?;
-        let recommendation = plan::recommend(&Question {
+        let recommendation = plan::recommend(&plan::Question {
             summary,
             model: &path.to_string_lossy(),
             device: &DeviceFacts::from(&device),

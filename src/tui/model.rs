@@ -2,6 +2,7 @@
 
 use super::app::Failure;
 use super::list::{List, Scroll};
+use super::map::PruneMap;
 use super::tree::{Order, Row, Tree};
 use crate::analysis::diff::{ChangeKind, Diff};
 use crate::analysis::{Layer, Summary, TensorInfo};
@@ -85,6 +86,8 @@ pub enum View {
     Tensors,
     /// What changed between this model and another one.
     Diff,
+    /// What pruning can take, by block and kind.
+    Map,
 }
 
 /// What is known of the elements of a weight.
@@ -101,6 +104,8 @@ pub enum Weighed {
 /// A row of the diff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiffRow {
+    /// A coupling group of another size.
+    Group(usize),
     /// A layer that differs.
     Layer(usize),
     /// A weight that differs.
@@ -159,6 +164,12 @@ pub struct ModelTab {
     pub diff_rows: Vec<DiffRow>,
     /// Selection among them.
     pub differences: List,
+    /// What was in front before the diff.
+    pub before_diff: View,
+    /// A model to compare with as soon as the one that is being analysed is there.
+    pub then_differ: Option<PathBuf>,
+    /// The map of what pruning can take.
+    pub map: PruneMap,
     /// Position in the details.
     pub details: Scroll,
     /// Position in the facts.
@@ -178,9 +189,10 @@ impl ModelTab {
         self.diff = None;
         self.comparing = None;
         self.diff_generation += 1;
-        if self.view == View::Diff {
+        if matches!(self.view, View::Diff | View::Map) {
             self.view = View::Layers;
         }
+        self.map.clear();
         if !same {
             self.tensors = List::default();
             self.filter.clear();
@@ -234,9 +246,15 @@ impl ModelTab {
                     .filter(|(_, l)| named(&l.name, Some(l.change), &l.renamed))
                     .map(|(i, _)| DiffRow::Layer(i))
             };
-            layer(false).chain(weight(false)).chain(layer(true)).chain(weight(true)).collect()
+            let groups = diff.groups.iter().enumerate();
+            let groups =
+                groups.filter(|(_, g)| fits(&[&g.name, g.kind.word()])).map(|(i, _)| DiffRow::Group(i));
+            groups.chain(layer(false)).chain(weight(false)).chain(layer(true)).chain(weight(true)).collect()
         });
         self.differences.clamp(self.diff_rows.len());
+        if self.view == View::Map {
+            self.map.rebuild(&self.filter);
+        }
         self.details = Scroll::default();
     }
 
@@ -244,6 +262,7 @@ impl ModelTab {
     pub fn set_diff(&mut self, after: PathBuf, diff: Diff) {
         self.diff = Some(Arc::new(diff));
         self.diff_with = after;
+        self.before_diff = if self.view == View::Map { View::Map } else { View::Layers };
         self.view = View::Diff;
         self.filter.clear();
         self.differences = List::default();
@@ -288,7 +307,7 @@ impl ModelTab {
                 names.filter(|n| self.tensor(n).is_some()).take(ASKED).collect()
             }),
             View::Tensors => self.selected_tensor().map(|t| t.name.clone()).into_iter().collect(),
-            View::Groups | View::Operators | View::Diff => Vec::new(),
+            View::Groups | View::Operators | View::Diff | View::Map => Vec::new(),
         }
     }
 
@@ -300,10 +319,12 @@ impl ModelTab {
             View::Diff => {
                 let diff = self.diff.as_ref()?;
                 match self.diff_rows.get(self.differences.selected)? {
+                    DiffRow::Group(i) => diff.groups.get(*i).map(|g| g.name.clone()),
                     DiffRow::Layer(i) => diff.layers.get(*i).map(|l| l.name.clone()),
                     DiffRow::Weight(i) => diff.weights.get(*i).map(|w| w.name.clone()),
                 }
             }
+            View::Map => self.map.selected().first().and_then(|e| e.nodes.first().cloned()),
             View::Groups | View::Operators => None,
         }
     }
@@ -317,6 +338,7 @@ impl ModelTab {
             View::Operators => opened.operators.len(),
             View::Tensors => self.tensor_rows.len(),
             View::Diff => self.diff_rows.len(),
+            View::Map => self.map.places.lines.len(),
         }
     }
 
@@ -328,6 +350,7 @@ impl ModelTab {
             View::Operators => &mut self.operators,
             View::Tensors => &mut self.tensors,
             View::Diff => &mut self.differences,
+            View::Map => &mut self.map.lines,
         }
     }
 

@@ -1,11 +1,15 @@
 //! Dialogs over a tab: help and palette, filter line, open, confirm, goal form. Keys enter; what the
 //! dialog decided leaves as an [`Outcome`]. Knows no terminal.
 
+mod cut;
+
 use super::action::{Action, Spec, TABLE};
 use super::app::{App, Effect, Failure, Tab};
 use super::list::List;
+use crate::passes::prune::Settings;
 use crate::plan::{DataSpec, Goal};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+pub use cut::{CUT_FIELDS, CutForm, RatioForm};
 use std::path::PathBuf;
 use tui_input::{Input, InputRequest};
 
@@ -29,6 +33,10 @@ pub enum Overlay {
     Prompt(Box<Prompt>),
     /// What language models made of a prompt.
     Texts(Box<Texts>),
+    /// A ratio of the planned cut.
+    Ratio(Box<RatioForm>),
+    /// Settings of the planned cut.
+    Cut(Box<CutForm>),
 }
 
 /// A prompt, and the models that will go on from it.
@@ -170,12 +178,16 @@ pub enum Outcome {
     Goal(Goal, DataSpec),
     /// Let models go on from a prompt.
     Say(String, Vec<(String, PathBuf)>),
+    /// Close and set the ratio of what the level of the map means, or take it away.
+    Ratio(Option<f64>),
+    /// Close and plan with these settings and this calibration data.
+    Cut(Box<Settings>, Option<String>),
     /// Ask for another prompt.
     Prompt(String, Vec<(String, PathBuf)>),
 }
 
 /// An editing key applied to a field; whether the text changed.
-fn edit(input: &mut Input, key: &KeyEvent) -> bool {
+pub(super) fn edit(input: &mut Input, key: &KeyEvent) -> bool {
     let ctrl = key.modifiers.contains(KeyModifiers::CONTROL);
     let request = match key.code {
         KeyCode::Char('u') if ctrl => InputRequest::DeleteLine,
@@ -218,6 +230,8 @@ impl Overlay {
             Overlay::Confirm(c) => c.typed.as_mut().map(|(_, input)| input),
             Overlay::Goal(g) => (g.field > 0).then(|| &mut g.inputs[g.field]),
             Overlay::Prompt(p) => Some(&mut p.input),
+            Overlay::Ratio(r) => Some(&mut r.input),
+            Overlay::Cut(c) => c.typed(),
             Overlay::Texts(_) => None,
         }
     }
@@ -246,6 +260,14 @@ impl Overlay {
             }
             Overlay::Goal(g) => {
                 g.wrong = None;
+                Outcome::Stay
+            }
+            Overlay::Ratio(r) => {
+                r.wrong = None;
+                Outcome::Stay
+            }
+            Overlay::Cut(c) => {
+                c.wrong = None;
                 Outcome::Stay
             }
             Overlay::Confirm(_) | Overlay::Prompt(_) | Overlay::Texts(_) => Outcome::Stay,
@@ -318,6 +340,8 @@ impl Overlay {
                 _ => Outcome::Stay,
             },
             Overlay::Goal(g) => g.key(key),
+            Overlay::Ratio(r) => r.key(key),
+            Overlay::Cut(c) => c.key(key),
             Overlay::Prompt(p) => match key.code {
                 KeyCode::Enter if !p.input.value().trim().is_empty() => {
                     Outcome::Say(p.input.value().to_string(), p.models.clone())

@@ -147,6 +147,37 @@ impl<'a> Pen<'a> {
         }
     }
 
+    /// Marks a part of a row as the selected one.
+    pub fn select_part(&mut self, x: usize, y: usize, columns: usize) {
+        let style = self.theme.style(Role::Select);
+        for x in x..(x + columns).min(self.width()) {
+            if y < self.height()
+                && let Some(cell) = self.buffer.cell_mut((self.area.x + x as u16, self.area.y + y as u16))
+            {
+                cell.set_style(Style::reset());
+                cell.set_style(style);
+            }
+        }
+    }
+
+    /// Scores from the least on as heights, half a column high at 1; the part `gone` (0 to 1) of them, from
+    /// the left, is marked as what leaves.
+    pub fn strip(&mut self, x: usize, y: usize, columns: usize, scores: &[f64], gone: f64) {
+        let Some(last) = scores.len().checked_sub(1) else { return };
+        let levels: [&str; 8] = match self.ascii {
+            true => [".", ":", "-", "=", "+", "*", "#", "@"],
+            false => ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"],
+        };
+        let (leaves, stays) = (self.theme.style(Role::Bad), self.theme.style(Role::Bar));
+        for c in 0..columns {
+            let part = (c as f64 + 0.5) / columns as f64;
+            let score = scores[(part * last as f64).round() as usize];
+            let level = if score.is_finite() { (score * 4.0).clamp(0.0, 7.0) as usize } else { 7 };
+            let style = if part < gone { leaves } else { stays };
+            self.put(x + c, y, 1, levels[level], style);
+        }
+    }
+
     /// Empties the area.
     pub fn clear(&mut self) {
         for y in self.area.top()..self.area.bottom() {
@@ -250,6 +281,7 @@ pub fn to_ascii(value: &str) -> String {
             '▁' | '▂' => '.',
             '▅' | '▆' | '▇' => '#',
             'µ' => 'u',
+            '¼' => '4',
             '┊' => ':',
             _ => {
                 let width = c.to_string().width();

@@ -74,6 +74,8 @@ pub struct PlanTab {
     pub reverse: bool,
     /// Selection.
     pub list: List,
+    /// Proposals that a person planned, newest first; their rank is 0.
+    pub own: Vec<Proposal>,
     /// Newest request.
     pub generation: u64,
     /// A request is under way.
@@ -86,7 +88,8 @@ pub struct PlanTab {
 
 impl PlanTab {
     /// A new answer.
-    pub fn set(&mut self, ranked: Ranked) {
+    pub fn set(&mut self, mut ranked: Ranked) {
+        ranked.recommendation.proposals.splice(0..0, self.own.iter().cloned());
         self.ranked = Some(ranked);
         self.loading = false;
         self.failure = None;
@@ -119,6 +122,21 @@ impl PlanTab {
             self.list.selected = at;
         }
         self.list.clamp(self.rows.len());
+    }
+
+    /// Puts a proposal that a person planned before the others, in place of one of its name, and selects it.
+    pub fn add(&mut self, proposal: Proposal) {
+        self.own.retain(|p| p.name != proposal.name);
+        self.own.insert(0, proposal);
+        if let Some(ranked) = &mut self.ranked {
+            let all = &mut ranked.recommendation.proposals;
+            all.retain(|p| p.rank > 0);
+            all.splice(0..0, self.own.iter().cloned());
+        }
+        self.rows.clear();
+        self.refresh();
+        self.list.selected = self.rows.iter().position(|r| *r == 0).unwrap_or(0);
+        self.why = Scroll::default();
     }
 
     /// Forgets the answer.

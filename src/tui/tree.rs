@@ -251,7 +251,7 @@ fn fill(node: &mut Node, index: usize, layer: &Layer) {
 }
 
 /// Parts of a layer name: split at `/` and `.`, a number stays with the word before it.
-fn segments(name: &str) -> Vec<String> {
+pub(super) fn segments(name: &str) -> Vec<String> {
     let name = &name[..name.floor_char_boundary(NAME)];
     let mut parts: Vec<String> = Vec::new();
     for part in name.split(['/', '.']).filter(|p| !p.is_empty()) {

@@ -8,6 +8,7 @@ mod differ;
 mod doc;
 mod facts;
 mod log;
+mod map;
 mod model;
 mod plan;
 mod runs;
@@ -195,6 +196,8 @@ fn footer(app: &App, pen: &mut Pen<'_>) {
             }
             Some(Overlay::Prompt(_)) => &[("Enter", "write"), ("Esc", "close")],
             Some(Overlay::Texts(_)) => &[("Enter", "other prompt"), ("Down", "scroll"), ("Esc", "close")],
+            Some(Overlay::Ratio(_)) => &[("Enter", "set"), ("Esc", "close")],
+            Some(Overlay::Cut(_)) => &[("Enter", "plan"), ("Tab", "next field"), ("Esc", "close")],
             Some(Overlay::Goal(_)) => &[("Enter", "plan"), ("Tab", "next field"), ("Esc", "close")],
             _ => &[("Enter", "yes"), ("Esc", "no")],
         };
@@ -211,6 +214,8 @@ fn offered(app: &App, spec: &Spec) -> bool {
         && match spec.action {
             Action::Back => app.can_go_back(),
             Action::Open => app.has_content(),
+            // The map has keys of its own for the little room there is.
+            Action::OpenModel | Action::ExpandAll | Action::ModelView => !app.on_map(),
             _ => true,
         }
 }
@@ -226,7 +231,9 @@ fn label(app: &App, action: Action) -> &'static str {
             View::Operators => "tensors",
             View::Tensors if app.model.diff.is_some() => "diff",
             View::Tensors | View::Diff => "layers",
+            View::Map => "groups",
         },
+        Action::Map if app.model.view == View::Map => "layers",
         Action::Pause if app.runs.selected().is_some_and(|j| j.status() == Status::Paused) => "go on",
         Action::Scatter if app.pane() == Pane::Scatter => "table",
         Action::Scatter => "scatter",
@@ -241,6 +248,7 @@ fn pane(app: &App, pen: &mut Pen<'_>, place: Place, class: Class) {
     let titles = match place.pane {
         Pane::Tree => model::tree_title(app),
         Pane::Layer => model::layer_title(app),
+        Pane::Facts if app.on_map() => (vec![span("Prediction", Role::Title)], vec![]),
         Pane::Facts => facts::title(),
         Pane::Proposals => plan::title(app),
         Pane::Why => plan::why_title(app),
@@ -272,6 +280,7 @@ fn pane(app: &App, pen: &mut Pen<'_>, place: Place, class: Class) {
     match place.pane {
         Pane::Tree => model::tree(app, &mut pen, focused),
         Pane::Layer => model::layer(app, &mut pen),
+        Pane::Facts if app.on_map() => map::prediction(app, &mut pen),
         Pane::Facts => facts::facts(app, &mut pen),
         Pane::Proposals => plan::proposals(app, &mut pen, focused),
         Pane::Why => plan::why(app, &mut pen),

@@ -4,7 +4,10 @@ use super::fixtures::*;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tinsmith::analysis::diff::{ChangeKind, Counts, Diff, DiffTotal, Difference, LayerChange, WeightChange};
+use tinsmith::analysis::diff::{
+    ChangeKind, Counts, Diff, DiffTotal, Difference, GroupChange, LayerChange, WeightChange,
+};
+use tinsmith::graph::coupling::Kind;
 use tinsmith::tui::app::{App, Data, Effect, Failure};
 use tinsmith::tui::model::{Opened, View, Weighed};
 
@@ -17,7 +20,7 @@ fn with(summary: tinsmith::analysis::Summary) -> App {
 }
 
 /// Two layers and two weights that differ, and one of each that is merely renamed.
-fn difference() -> Diff {
+pub fn difference() -> Diff {
     let layer = |name: &str, change: ChangeKind, what: &[&str]| LayerChange {
         name: name.into(),
         change,
@@ -56,6 +59,14 @@ fn difference() -> Diff {
             layer("layers.1.mlp.up", ChangeKind::Renamed, &[]),
             layer("layers.2.attention.q", ChangeKind::Removed, &[]),
         ],
+        groups: vec![GroupChange {
+            group: 3,
+            kind: Kind::Heads,
+            name: "blk.0.attention.q.weight".into(),
+            members: 4,
+            before: 9,
+            after: 8,
+        }],
         weight_counts: Counts { same: 7, changed: 2, ..Counts::default() },
         weights: vec![
             weight("blk.0.attention.q.weight", Some(ChangeKind::Changed), Some(0.0423)),
@@ -147,12 +158,13 @@ fn another_model_is_compared_and_esc_leads_back() {
     );
     assert_eq!(app.model.view, View::Layers, "an answer to an older request is void");
     data(&mut app, Data::Differed { generation, after, result: Ok(Box::new(difference())) });
-    assert_eq!((app.model.view, app.model.diff_rows.len()), (View::Diff, 5));
+    assert_eq!((app.model.view, app.model.diff_rows.len()), (View::Diff, 6));
     app.toast = None;
     for (w, h) in [(80, 24), (120, 40), (200, 60)] {
         check(&format!("model-diff-{w}x{h}"), screen(&app, w, h));
     }
-    keys(&mut app, "j j");
+    assert!(screen(&app, 120, 40).contains("9 → 8"), "groups stand first, with their sizes");
+    keys(&mut app, "j j j");
     assert!(screen(&app, 120, 40).contains("relative L2"));
     let exported = keys(&mut app, "e");
     let [Effect::Export { command, .. }] = exported.as_slice() else { panic!("{exported:?}") };

@@ -6,10 +6,16 @@ use ratatui::buffer::{Buffer, Cell};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tinsmith::analysis::{Options, summarize_file};
 use tinsmith::compare::Comparison;
 use tinsmith::jobs::Status;
-use tinsmith::tui::app::{App, Data};
+use tinsmith::monitor::Silent;
+use tinsmith::passes::prune::Criterion;
+use tinsmith::plan::study::Session;
+use tinsmith::tui::app::{App, Data, Effect, Failure};
+use tinsmith::tui::model::Opened;
 use tinsmith::tui::theme::{Depth, Look, ThemeName};
 use tinsmith::tui::view;
 
@@ -52,6 +58,11 @@ fn eighths(symbol: &str) -> Option<u32> {
     Some(8 - "█▉▊▋▌▍▎▏".chars().position(|c| symbol.starts_with(c))? as u32)
 }
 
+/// Filled part of a bar that stands on the ground, in eighths of a row.
+fn standing(symbol: &str) -> Option<u32> {
+    Some(1 + "▁▂▃▄▅▆▇".chars().position(|c| symbol.starts_with(c))? as u32)
+}
+
 fn dots(symbol: &str) -> Option<u32> {
     let code = symbol.chars().next()? as u32;
     (0x2801..=0x28ff).contains(&code).then(|| code - 0x2800)
@@ -73,6 +84,14 @@ fn shape(out: &mut String, cell: &Cell, x: u32, y: u32, ink: &str) -> bool {
         let width = f64::from(WIDE * eighths) / 8.0;
         writeln!(out, r#"<rect x="{x}" y="{}" width="{width}" height="{}" fill="{ink}"/>"#, y + 3, HIGH - 6)
             .unwrap();
+    } else if let Some(eighths) = standing(symbol) {
+        let high = (HIGH - 6) * eighths / 8;
+        writeln!(
+            out,
+            r#"<rect x="{x}" y="{}" width="{WIDE}" height="{high}" fill="{ink}"/>"#,
+            y + HIGH - 3 - high
+        )
+        .unwrap();
     } else if let Some(bits) = dots(symbol) {
         const ORDER: [(u32, u32); 8] = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3)];
         for (bit, (dx, dy)) in ORDER.iter().enumerate().filter(|(bit, _)| bits & (1 << bit) != 0) {
@@ -120,7 +139,10 @@ fn svg(buffer: &Buffer, title: &str) -> String {
                 let other = &buffer[(next as u16, y as u16)];
                 let same = (other.fg, other.modifier) == (cell.fg, cell.modifier);
                 let symbol = other.symbol();
-                let drawn = strokes(symbol).is_some() || eighths(symbol).is_some() || dots(symbol).is_some();
+                let drawn = strokes(symbol).is_some()
+                    || eighths(symbol).is_some()
+                    || standing(symbol).is_some()
+                    || dots(symbol).is_some();
                 if !same || drawn || symbol == " " || reversed {
                     break;
                 }
@@ -162,16 +184,55 @@ fn compared() -> App {
     app
 }
 
-/// `UPDATE_DOCS=1` writes the picture instead of comparing it.
+/// The shipped sample on the map, with a cut planned as a person would.
+fn mapped() -> App {
+    let look = Look { theme: ThemeName::Dark, depth: Depth::True, ascii: false, ssh: false };
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/digits-resnet.onnx"));
+    let shown = PathBuf::from("/home/ada/.local/share/tinsmith/models/digits-resnet/digits-resnet.onnx");
+    tinsmith::child::set_program(env!("CARGO_BIN_EXE_tinsmith"));
+    let (mut session, study) = Session::open(path, Criterion::L2, &Silent).unwrap();
+    let summary = summarize_file(path, &Options::default()).unwrap();
+    let mut app = blank(look);
+    app.model.generation = 1;
+    let opened = Arc::new(Opened::new(summary));
+    data(&mut app, Data::Analysed { generation: 1, path: shown, result: Ok(opened) });
+    let generation = app.plan.generation;
+    data(&mut app, Data::Proposed { generation, result: Ok(Box::new(ranked())) });
+    let effects = keys(&mut app, "i");
+    let Some(Effect::Study { generation, .. }) = effects.first() else { panic!("{effects:?}") };
+    let mut asked = data(&mut app, Data::Studied { generation: *generation, result: Ok(Arc::new(study)) });
+    for key in ["", "a", "a", "a", "+", "+", "+", "+", "+", "a", "j", "j", "+", "j", "j", "x", "k", "k"] {
+        asked.extend(keys(&mut app, key));
+        while let Some(effect) = asked.pop() {
+            let Effect::Foresee { generation, question } = effect else { continue };
+            let result = session.ask(&question, &Silent).map(Box::new).map_err(Failure::from);
+            asked.extend(data(&mut app, Data::Foreseen { generation, result }));
+        }
+    }
+    app
+}
+
+/// `UPDATE_DOCS=1` writes a picture instead of comparing it.
+fn kept(app: &App, name: &str, title: &str) {
+    let mut buffer = Buffer::empty(Rect::new(0, 0, 132, 40));
+    view::draw(app, &mut buffer);
+    let picture = svg(&buffer, title);
+    let path = format!("{}/docs/images/{name}.svg", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::create_dir_all(Path::new(&path).parent().unwrap()).unwrap();
+        std::fs::write(&path, &picture).unwrap();
+    }
+    assert!(std::fs::read_to_string(&path).unwrap() == picture, "{path} is old; UPDATE_DOCS=1 writes it");
+}
+
 #[test]
 fn the_picture_in_the_readme_is_what_the_workbench_shows() {
-    let mut buffer = Buffer::empty(Rect::new(0, 0, 132, 40));
-    view::draw(&compared(), &mut buffer);
-    let picture = svg(&buffer, "The Compare tab: variants with deltas, verdicts and the Pareto front");
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/images/workbench.svg");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::create_dir_all(std::path::Path::new(path).parent().unwrap()).unwrap();
-        std::fs::write(path, &picture).unwrap();
-    }
-    assert!(std::fs::read_to_string(path).unwrap() == picture, "{path} is old; UPDATE_DOCS=1 writes it");
+    let title = "The Compare tab: variants with deltas, verdicts and the Pareto front";
+    kept(&compared(), "workbench", title);
+}
+
+#[test]
+fn the_picture_of_the_map_is_what_the_workbench_shows() {
+    let title = "The map of what pruning can take, with a planned cut and what it would bring";
+    kept(&mapped(), "map", title);
 }

@@ -174,6 +174,27 @@ fn a_filter_narrows_a_real_model() {
 }
 
 #[test]
+fn a_real_model_is_mapped_and_a_cut_is_foretold() {
+    let home = home();
+    let sample = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/digits-resnet.onnx"));
+    let mut desk = start(home.path()).open(sample).size(120, 40).run();
+    desk.wait_for("params");
+    desk.press("i");
+    let shown = desk.wait_for("importance: l2 of the weights");
+    assert!(shown.contains("channels"), "{shown}");
+    desk.wait_until("a prediction of latency", |s| s.contains("latency") && s.contains("roofline"));
+    desk.press("aaa+");
+    desk.wait_until("what five hundredths bring", |s| s.contains("cut 5 %") && s.contains(" → "));
+    desk.press("r");
+    desk.wait_for("tinsmith run prune-l2-");
+    desk.press("\u{1b}");
+    desk.wait_until("the dialog to close", |s| !s.contains("tinsmith run prune-l2-"));
+    desk.press("Q");
+    assert_eq!(desk.ended_within(5 * SECOND), Some(0));
+    desk.assert_restored();
+}
+
+#[test]
 fn recipes_are_ranked_for_a_real_model_and_each_device() {
     let home = home();
     let mut desk = start(home.path()).size(120, 40).open(&model(home.path(), 30)).run();

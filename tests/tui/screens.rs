@@ -185,6 +185,7 @@ fn states() -> Vec<App> {
         keys(&mut app, typed);
         out.push(app);
     }
+    out.extend(super::map::states());
     out
 }
 

@@ -145,6 +145,18 @@ pub(super) fn pairs(
     out
 }
 
+/// Names before and after of weights that belong together, and whether one is the other transposed.
+pub(super) fn names<'a>(
+    before: &'a Held<'_>,
+    after: &'a Held<'_>,
+    pairs: &[Pair],
+) -> Vec<(&'a str, &'a str, bool)> {
+    let of = |p: &Pair| {
+        (before.weights[p.before].name.as_str(), after.weights[p.after].name.as_str(), p.transposed)
+    };
+    pairs.iter().map(of).collect()
+}
+
 /// Weights that are kept with their output channels first, as Gemm may have them.
 fn turned(graph: &Graph) -> HashSet<ValueId> {
     let first = |n: &crate::graph::Node| matches!(n.attributes.get("transB"), Some(Attr::Int(t)) if *t != 0);

@@ -2,7 +2,10 @@
 
 use super::super::action::Context;
 use super::super::app::App;
-use super::super::overlay::{Actions, Confirm, FIELDS, GoalForm, OpenModel, Overlay, Prompt, Purpose, Texts};
+use super::super::overlay::{
+    Actions, CUT_FIELDS, Confirm, CutForm, FIELDS, GoalForm, OpenModel, Overlay, Prompt, Purpose, RatioForm,
+    Texts,
+};
 use super::super::paint::{Pen, span};
 use super::super::theme::Role;
 use super::doc::wrap;
@@ -19,6 +22,8 @@ pub(super) fn draw(app: &App, overlay: &Overlay, pen: &mut Pen<'_>) {
         Overlay::Goal(g) => goal(g, pen),
         Overlay::Prompt(p) => prompt(p, pen),
         Overlay::Texts(t) => texts(t, pen),
+        Overlay::Ratio(r) => ratio(r, pen),
+        Overlay::Cut(c) => cut(c, pen),
         Overlay::Filter(_) => {}
     }
 }
@@ -274,6 +279,54 @@ fn confirm(dialog: &Confirm, pen: &mut Pen<'_>) {
             span(" leave", Role::Text),
         ],
     );
+}
+
+fn ratio(form: &RatioForm, pen: &mut Pen<'_>) {
+    let width = pen.width().saturating_sub(4).min(72);
+    let what = wrap(&format!("Part of {} that leaves:", form.what), width.saturating_sub(4));
+    let inner = boxed(pen, width, what.len() + 7, "Ratio");
+    let mut pen = pen.part(inner);
+    for (y, line) in what.iter().enumerate() {
+        pen.text(0, y, line, Role::Text);
+    }
+    let y = what.len() + 1;
+    let room = 12.min(pen.width());
+    field(&mut pen, 0, y, room, &form.input, true);
+    pen.text(room + 2, y, "30, 30 % or 0.3; nothing: as the others", Role::Dim);
+    if let Some(wrong) = &form.wrong {
+        pen.text(0, y + 2, wrong, Role::Bad);
+    }
+}
+
+fn cut(form: &CutForm, pen: &mut Pen<'_>) {
+    let width = pen.width().saturating_sub(4).min(86);
+    let inner = boxed(pen, width, CUT_FIELDS.len() + 6, "Cut");
+    let mut pen = pen.part(inner);
+    pen.text(0, 0, "What the plan on the map cuts by. Ratios of groups and kinds go before.", Role::Dim);
+    for (i, (label, hint)) in CUT_FIELDS.iter().enumerate() {
+        let y = i + 2;
+        let active = i == form.field;
+        pen.spans(0, y, 14, &[span(*label, if active { Role::Focus } else { Role::Text })]);
+        if let Some(chosen) = form.chosen(i) {
+            let role = if active { Role::Focus } else { Role::Accent };
+            let used = pen.spans(15, y, usize::MAX, &[span(format!("◂ {chosen} ▸"), role)]);
+            pen.text(15 + used.max(18) + 2, y, hint, Role::Dim);
+            continue;
+        }
+        let wide = i == CUT_FIELDS.len() - 1;
+        if wide && form.inputs[i].value().is_empty() && !active {
+            pen.text(15, y, hint, Role::Dim);
+            continue;
+        }
+        let room = if wide { pen.width().saturating_sub(15) } else { 8 };
+        field(&mut pen, 15, y, room, &form.inputs[i], active);
+        if !wide {
+            pen.text(15 + room + 2, y, hint, Role::Dim);
+        }
+    }
+    if let Some(wrong) = &form.wrong {
+        pen.text(0, CUT_FIELDS.len() + 3, wrong, Role::Bad);
+    }
 }
 
 fn goal(form: &GoalForm, pen: &mut Pen<'_>) {

@@ -34,6 +34,11 @@ pub(super) fn rows(app: &App, pen: &mut Pen<'_>, focused: bool) {
     for (y, at) in window.enumerate() {
         let y = y + 1;
         let (name, is, change, what, numbers) = match tab.diff_rows[at] {
+            DiffRow::Group(i) => {
+                let g = &diff.groups[i];
+                let what = format!("{} → {} {}", g.before, g.after, g.kind);
+                (&g.name, "group", ChangeKind::Changed, what, None)
+            }
             DiffRow::Layer(i) => {
                 let l = &diff.layers[i];
                 (&l.name, "layer", l.change, l.what.join(" "), None)
@@ -76,6 +81,14 @@ fn role(change: ChangeKind) -> Role {
 pub(super) fn detail(doc: &mut Doc, app: &App) {
     let Some(diff) = &app.model.diff else { return };
     match app.model.diff_rows.get(app.model.differences.selected) {
+        Some(DiffRow::Group(i)) => {
+            let g = &diff.groups[*i];
+            doc.pair("group", &g.group.to_string(), Role::Strong);
+            doc.pair("first weight", &g.name, Role::Text);
+            let change = 100.0 * (g.after as f64 / g.before.max(1) as f64 - 1.0);
+            doc.pair(g.kind.word(), &format!("{} → {}  {change:+.1} %", g.before, g.after), Role::Good);
+            doc.pair("lies on", &format!("{} axes of weights", g.members), Role::Dim);
+        }
         Some(DiffRow::Layer(i)) => {
             let l = &diff.layers[*i];
             doc.pair("layer", &l.name, Role::Strong);

@@ -62,6 +62,7 @@ pub(super) fn tree_title(app: &App) -> Titles {
             View::Operators => "Operators",
             View::Tensors => "Tensors",
             View::Diff => "Diff",
+            View::Map => "Map",
         },
         Role::Title,
     )];
@@ -77,6 +78,8 @@ pub(super) fn tree_title(app: &App) -> Titles {
         note.push(span("analysing…", Role::Info));
     } else if app.model.comparing.is_some() {
         note.push(span("comparing…", Role::Info));
+    } else if app.on_map() {
+        note = super::map::note(app);
     } else if let (View::Diff, Some(diff)) = (app.model.view, &app.model.diff) {
         note.push(span(format!("against {}", crate::text::clean(&diff.after, 32)), Role::Dim));
     } else if let Some(o) = &app.model.opened {
@@ -123,6 +126,7 @@ pub(super) fn tree(app: &App, pen: &mut Pen<'_>, focused: bool) {
         View::Operators => operators(app, opened, pen, focused),
         View::Tensors => tensors(app, &opened.summary, pen, focused),
         View::Diff => super::differ::rows(app, pen, focused),
+        View::Map => super::map::map(app, pen, focused),
     }
 }
 
@@ -300,6 +304,7 @@ pub(super) fn layer_title(app: &App) -> Titles {
         View::Operators => "Operator",
         View::Tensors => "Tensor",
         View::Diff => "Difference",
+        View::Map => super::map::detail_title(app),
     };
     (vec![span(title, Role::Title)], vec![])
 }
@@ -379,6 +384,7 @@ pub(super) fn layer(app: &App, pen: &mut Pen<'_>) {
             super::weight::stored(&mut doc, t);
         }
         View::Diff => super::differ::detail(&mut doc, app),
+        View::Map => super::map::detail(&mut doc, app),
     }
     doc.draw(pen, &tab.details);
 }

@@ -156,6 +156,7 @@ pub(super) fn proposals(app: &App, pen: &mut Pen<'_>, focused: bool) {
 
 fn proposal_cell(p: &Proposal, column: usize) -> Cell {
     match column {
+        0 if p.rank == 0 => cell("own", Role::Accent),
         0 => cell(p.rank.to_string(), Role::Dim),
         1 => cell(p.name.clone(), Role::Strong),
         2 => cell(Bytes(p.predicted_file_bytes).to_string(), Role::Text),
