@@ -213,7 +213,7 @@ impl Backend for Local {
         let variant = job.dir.join(Request::artifact_of(&recipe));
         let variant = variant.exists().then_some(variant);
         let mut out = Vec::new();
-        for (step, of) in recipe.steps.iter().enumerate().filter(|(_, s)| s.pass == "prune") {
+        for (step, of) in recipe.unrolled()?.iter().enumerate().filter(|(_, s)| s.pass == "prune") {
             let settings = passes::settings("prune", &of.settings)?;
             // A step that the run has not come to has no report.
             let Ok(report) = job.report(step, "prune") else { continue };

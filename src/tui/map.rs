@@ -270,7 +270,10 @@ impl PruneMap {
         self.places = Places::of(&entries, self.order, self.reverse, filter, listed);
         self.entries = entries;
         // At first, the first group that can shrink.
-        let first = || self.entries.iter().find(|e| e.prunable()).map(|e| e.id);
+        let first = || {
+            let mut free = self.entries.iter().filter(|e| e.prunable());
+            free.clone().find(|e| e.kind != Kind::Width).or_else(|| free.next()).map(|e| e.id)
+        };
         if let Some(line) = kept.or_else(first).and_then(|id| self.places.line_of(&self.entries, id)) {
             self.lines.selected = line;
         }

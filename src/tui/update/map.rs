@@ -243,12 +243,17 @@ fn nudge(app: &mut App, more: bool, out: &mut Vec<Effect>) {
             let next = match (steps, more) {
                 (Some(steps), true) => steps.below(kept).unwrap_or(kept),
                 (Some(steps), false) => steps.above(kept).unwrap_or(units),
-                // Protected groups have no counts to step through; nothing is known before an answer.
                 (None, _) => kept,
             };
-            let freed = map.edit.protected.remove(&one);
-            if !freed || next != kept {
-                map.edit.set_group(one, Some(1.0 - next as f64 / units.max(1) as f64));
+            match (steps, map.edit.protected.remove(&one)) {
+                (Some(_), _) => map.edit.set_group(one, Some(1.0 - next as f64 / units.max(1) as f64)),
+                // It is free again; the answer tells which counts it may keep.
+                (None, true) => {}
+                // What stays by itself, such as the width of a residual stream, leaves only when asked to.
+                (None, false) => {
+                    let now = map.edit.groups.get(&one).copied().unwrap_or(0.0);
+                    map.edit.set_group(one, Some(moved(now)));
+                }
             }
         }
     }

@@ -141,10 +141,13 @@ fn prospect(app: &App, pen: &mut Pen<'_>) {
         // Without a plan, what the run that is shown brought.
         let ran = map.run().filter(|_| !map.edit.cuts());
         let told = |fact: &str| ran.and_then(|r| r.report.facts.get(fact)).map(|v| *v as u64);
+        let before = |fact: &str, plain: u64| told(fact).unwrap_or(plain);
         let (parameters, macs) = (told("parameters_after"), told("macs_after"));
+        let parameters_before = before("parameters_before", study.parameters);
+        let macs_before = before("macs_before", study.macs);
         let figures: [(&str, u64, Option<u64>, fn(u64) -> String); 3] = [
-            ("params", study.parameters, f.map(|f| f.parameters).or(parameters), |n| Count(n).to_string()),
-            ("MACs", study.macs, f.map(|f| f.macs).or(macs), |n| Count(n).to_string()),
+            ("params", parameters_before, f.map(|f| f.parameters).or(parameters), |n| Count(n).to_string()),
+            ("MACs", macs_before, f.map(|f| f.macs).or(macs), |n| Count(n).to_string()),
             ("file", study.file_bytes, f.map(|f| f.file_bytes), |n| Bytes(n).to_string()),
         ];
         let line = |brief: bool| -> Vec<Span> {
