@@ -3,8 +3,8 @@
 //! leaves is zeroed where it flows into products ([`super::importance::gates`]), so that every point
 //! costs a forward pass over few rows and no new graph.
 
-use super::importance::{Gate, Source, gates};
 use super::Settings;
+use super::importance::{Gate, Source, gates};
 use super::room::Room;
 use crate::error::Result;
 use crate::evaluate::objective::{Head, Objective};
@@ -97,7 +97,12 @@ fn digest(scores: &[Option<Vec<f64>>]) -> String {
 ///
 /// # Errors
 /// Those of running the model, `Stopped` when asked to.
-fn curves(source: &Source<'_>, room: &Room<'_>, scores: &[Option<Vec<f64>>], rows: usize) -> Result<Vec<Curve>> {
+fn curves(
+    source: &Source<'_>,
+    room: &Room<'_>,
+    scores: &[Option<Vec<f64>>],
+    rows: usize,
+) -> Result<Vec<Curve>> {
     let data = super::importance::data(source.data)?;
     let head = Head::of(source.graph, data)?;
     let task = source.slope != super::Slope::Reference && data.labelled();
