@@ -128,8 +128,9 @@ pub(super) unsafe fn product_at<T: Real>(
     }
 }
 
-/// Sizes of parts are multiples of this, as the crate's kernels cut, and at most about that.
-const PART: usize = 48;
+/// Sizes of parts are multiples of this, the largest common one of the crate's kernels, and at most about
+/// that.
+const PART: usize = 16;
 const LONGEST: usize = 1008;
 
 /// [`product_at`] on this thread; no size is zero.

@@ -92,8 +92,7 @@ impl Work for Run {
         let first = usize::try_from(ctx.first_step()).unwrap_or(usize::MAX);
         for (index, step) in steps.iter().enumerate().skip(first) {
             let inside = Inside::of(ctx, index as u64)?;
-            let memo =
-                Remembered::of(ctx.paths.cache().join("steps"), &resolved, &steps[..index], ctx.monitor);
+            let memo = Remembered::of(ctx, &graph, resolved.conditions());
             let watch = OnceLock::new();
             let latency = |pruned: &Graph| -> Result<f64> {
                 if watch.get().is_none() {

@@ -7,7 +7,7 @@ use crate::evaluate::samples::Samples;
 use crate::formats::FileFacts;
 use crate::hardware::Machine;
 use crate::monitor::{Level, Monitor};
-use crate::plan::{Recipe, Step};
+use crate::plan::Recipe;
 use crate::save;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -63,17 +63,13 @@ pub(super) fn settle(job: &Path, name: &str, value: f64) -> Result<()> {
 }
 
 impl Resolved {
-    /// Everything that decides about the input of the step behind `before`, and about what is computed
-    /// from it.
-    pub(super) fn identity(&self, before: &[Step]) -> String {
-        let steps: Vec<String> =
-            before.iter().map(|s| format!("{} {}", s.pass, toml::Value::Table(s.settings.clone()))).collect();
+    /// Everything beside a step's input and settings that decides about what is computed from them.
+    pub(super) fn conditions(&self) -> String {
         format!(
             "{:?}",
             (
-                (&self.version, &self.isa, self.threads, self.recipe.seed, self.recipe.data.length),
-                (&self.model_sha256, &self.external_sha256, &self.calibration_sha256, &self.train_sha256),
-                (&self.settled, steps),
+                (&self.version, &self.isa, self.threads, self.recipe.seed),
+                (&self.calibration_sha256, &self.train_sha256, self.recipe.data.length),
             )
         )
     }
