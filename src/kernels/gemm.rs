@@ -128,9 +128,10 @@ pub(super) unsafe fn product_at<T: Real>(
     }
 }
 
-/// Sizes of parts are multiples of this, the largest common one of the crate's kernels, and at most about
-/// that.
-const PART: usize = 16;
+/// Sizes of parts are multiples of this, a common multiple of the tiles of the crate's kernels, so that each
+/// element is summed as it is without parts and no bit depends on the number of threads; and at most
+/// about that.
+const PART: usize = 48;
 const LONGEST: usize = 1008;
 
 /// [`product_at`] on this thread; no size is zero.
