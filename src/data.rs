@@ -125,7 +125,9 @@ impl DataSet {
     fn assemble(text: &str, rows: Rows) -> Result<DataSet> {
         let Rows { input, labels, classes, notes } = rows;
         if input.shape().first().copied().unwrap_or(0) == 0 {
-            return Err(Error::invalid("DATA-EMPTY", "the data has no rows").field(text));
+            return Err(Error::invalid("DATA-EMPTY", "the data have no rows")
+                .field(text)
+                .hint("name data that hold something"));
         }
         let mut content = Vec::with_capacity(input.byte_len() as usize + labels.len() * 8);
         content.extend(format!("{}{:?}", input.dtype(), input.shape()).into_bytes());

@@ -72,6 +72,7 @@ mod pruning;
 mod pruning_depth;
 #[path = "pruning_random.rs"]
 mod pruning_random;
+mod pruning_faults;
 #[path = "contrib.rs"]
 mod contrib;
 #[path = "lower.rs"]

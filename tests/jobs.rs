@@ -452,10 +452,10 @@ fn closed_streams_and_file_size_limits_do_not_kill_a_worker() {
 }
 
 /// A directory on a file system of `size` that is unmounted afterwards; none without the right to mount.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(pub PathBuf);
 
 impl SmallDisk {
-    fn new(dir: &Path, size: &str) -> Option<SmallDisk> {
+    pub fn new(dir: &Path, size: &str) -> Option<SmallDisk> {
         fs::create_dir_all(dir).unwrap();
         let done = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])

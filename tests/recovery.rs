@@ -10,6 +10,7 @@ use tinsmith::formats::{self, Tokenizer};
 use tinsmith::graph::Graph;
 use tinsmith::monitor::{Level, Monitor, Silent};
 use tinsmith::passes::{Ctx, Keep, PassReport, by_name};
+use tinsmith::tensor::Tensor;
 
 /// Keeps one state in a directory, as a job does.
 struct Kept {
@@ -121,6 +122,55 @@ fn a_training_that_was_stopped_ends_with_the_same_bits() {
     assert!(bits(&whole) == bits(&resumed), "stopped and whole training differ");
     let (cut, _) = run(&settings("steps = 1\nrate = 1e-9"), &Silent, None).unwrap();
     assert!(bits(&cut) != bits(&whole), "training changed nothing");
+}
+
+/// Rows of which one holds what is no number.
+fn with_a_hole(at: usize) -> Samples {
+    let (_, data) = sample();
+    let batches = (0..20).map(|i| {
+        let mut batch = data.batch(&[i]).unwrap();
+        if i == at {
+            let (_, tensor) = &mut batch.inputs[0];
+            let hole = vec![f32::NAN; tensor.len()];
+            *tensor = Tensor::from_vec(tensor.shape().to_vec(), hole).unwrap();
+        }
+        batch
+    });
+    Samples::given(batches.collect())
+}
+
+/// Training that diverges ends with the best weights so far, and where there are none with an error that
+/// tells the step and the rate; the cut alone is never taken for a recovered model.
+#[test]
+fn a_training_that_diverges_keeps_what_was_better() {
+    let (graph, _) = sample();
+    let table = settings("rate = 1e-3\nsteps = 18\nlooks = 9\npatience = 0\ntowards = \"task\"");
+    let table: toml::Table =
+        toml::from_str(&toml::to_string(&table).unwrap().replace("batch = 32", "batch = 1")).unwrap();
+    let (mut kept, mut failed) = (0, 0);
+    for hole in 0..20 {
+        let data = with_a_hole(hole);
+        let mut ctx = Ctx { train: Some(&data), seed: 3, ..Ctx::new(&Silent) };
+        match by_name("prune", &table).unwrap().run(&graph, &mut ctx) {
+            Ok((pruned, report)) => {
+                let at = report.facts["recover_diverged_at"];
+                assert!((2.0..18.0).contains(&at), "{at}");
+                assert!(report.facts["recover_held_out_after"] < report.facts["recover_held_out_before"]);
+                assert!(bits(&pruned).iter().flat_map(|(_, b)| b).all(|b| f32::from_bits(*b).is_finite()));
+                kept += 1;
+            }
+            // The hole is among the rows that are held out.
+            Err(e) if e.code() == "LOSS-NAN" => {}
+            Err(e) => {
+                assert_eq!((e.code(), e.kind().exit_code()), ("RECOVER-DIVERGED", 3), "{e}");
+                let text = e.to_string();
+                let said = ["step.recover.rate", "training step", "lower the learning rate"];
+                assert!(said.iter().all(|s| text.contains(s)), "{text}");
+                failed += 1;
+            }
+        }
+    }
+    assert!(kept > 5 && failed > 0, "{kept} kept, {failed} failed");
 }
 
 #[test]

@@ -81,7 +81,8 @@ impl Selection {
                 return Err(Error::usage("DATA-RANGE", "the range leaves the data")
                     .field(&self.text)
                     .found(format!("{start}..{end}"))
-                    .limit(format!("0..{}", rows.len())));
+                    .limit(format!("0..{}", rows.len()))
+                    .hint("name rows that the data have"));
             }
             rows = rows[start..end].to_vec();
         }

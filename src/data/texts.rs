@@ -176,7 +176,9 @@ impl TextSet {
             }
         }
         if rows.is_empty() {
-            return Err(Error::invalid("DATA-EMPTY", "the data has no rows"));
+            return Err(
+                Error::invalid("DATA-EMPTY", "the data have no rows").hint("name data that hold something")
+            );
         }
         let mut hash = Sha256::new();
         digests.iter().for_each(|d| hash.update(d));

@@ -158,6 +158,14 @@ impl Samples {
         all.min(self.limit)
     }
 
+    /// The first row of numbers with one that is not finite, counted from 0.
+    pub fn first_not_finite(&self) -> Option<usize> {
+        let Rows::Numbers { data, .. } = &self.rows else { return None };
+        let width = data.input().len().checked_div(data.len()).filter(|w| *w > 0)?;
+        let at = data.input().to_f32s().ok()?.iter().position(|x| !x.is_finite())?;
+        Some(at / width).filter(|row| *row < self.len())
+    }
+
     /// Rows of a batch that fits into memory beside its activations.
     pub fn batch_size(&self) -> usize {
         self.size

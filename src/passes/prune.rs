@@ -329,6 +329,13 @@ impl Pass for Prune {
     }
 
     fn run(&self, graph: &Graph, ctx: &mut Ctx<'_>) -> Result<(Graph, PassReport)> {
+        self.whole(graph, ctx).map_err(|e| importance::blamed(graph, ctx, e))
+    }
+}
+
+impl Prune {
+    /// Cut, repaired and trained.
+    fn whole(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<(Graph, PassReport)> {
         let mut report = PassReport::new("prune");
         let cut = match self.settings.criterion.family() {
             Family::Blocks => blocks::cut(graph, &self.settings, ctx, &mut report),

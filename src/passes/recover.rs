@@ -84,8 +84,9 @@ impl Default for Recover {
 
 /// Most held-out rows that are looked at.
 const HELD_OUT: usize = 64;
-/// Seconds between checkpoints.
-const SAVE_EVERY: u64 = 60;
+/// Seconds between checkpoints, at least and at most; in between, saving takes a part of the time.
+const SAVE_EVERY: (f64, f64) = (0.2, 60.0);
+const SAVE_PART: f64 = 0.02;
 /// Bytes of state that are written fast enough to do so when asked to stop.
 const QUICK: u64 = 200 << 20;
 
@@ -96,7 +97,8 @@ impl Recover {
             Err(Error::usage("RECOVER-SETTINGS", what.to_string())
                 .field(format!("step.recover.{field}"))
                 .found(found)
-                .limit(limit))
+                .limit(limit)
+                .hint("`tinsmith gen schema recipe` has the settings of recover"))
         };
         if (self.steps > 0) == (self.tokens > 0) {
             let found = format!("steps {}, tokens {}", self.steps, self.tokens);
@@ -106,7 +108,7 @@ impl Recover {
             return refuse(
                 "rate",
                 "the learning rate is out of range",
-                self.rate.to_string(),
+                format!("{:?}", self.rate),
                 "above 0, below 1",
             );
         }
@@ -127,7 +129,8 @@ impl Recover {
 ///
 /// # Errors
 /// `Usage` where data or labels are missing, `Unsupported` where no weight can be trained or an operator
-/// has no gradient (by name), `Stopped` when asked to, after saving.
+/// has no gradient (by name), `Invalid` where training diverges before it has made anything better,
+/// `Stopped` when asked to, after saving.
 pub fn recover(
     graph: &Graph,
     original: &Graph,
@@ -233,7 +236,8 @@ impl Run<'_> {
             monitor.metric("held_out", 0, first);
         }
         let begin = Instant::now();
-        let mut saved = Instant::now();
+        let (mut saved, mut every) = (Instant::now(), SAVE_EVERY.0);
+        let mut diverged = None;
         let mut tokens = 0u64;
         loop {
             match self.advance() {
@@ -243,11 +247,22 @@ impl Run<'_> {
                     self.save_if(saved::bytes(&self.trainer) <= QUICK)?;
                     return Err(e);
                 }
+                Err(e) if matches!(e.code(), "TRAIN-NAN" | "LOSS-NAN") => {
+                    let e = self.divergence(e);
+                    if self.course.best_step == 0 {
+                        return Err(e);
+                    }
+                    monitor.log(Level::Warning, &format!("{e}: the best weights so far are kept"));
+                    diverged = Some(self.course.step);
+                    break;
+                }
                 Err(e) => return Err(e.field(format!("training step {}", self.course.step))),
             }
-            if saved.elapsed().as_secs() >= SAVE_EVERY {
+            if saved.elapsed().as_secs_f64() >= every {
+                let begin = Instant::now();
                 self.save_if(true)?;
                 saved = Instant::now();
+                every = ((saved - begin).as_secs_f64() / SAVE_PART).clamp(SAVE_EVERY.0, SAVE_EVERY.1);
             }
         }
         let Course { step, first, best, best_step, .. } = self.course;
@@ -255,6 +270,9 @@ impl Run<'_> {
         fact("steps", step as f64);
         fact("held_out_before", first);
         fact("held_out_after", best);
+        if let Some(step) = diverged {
+            fact("diverged_at", step as f64);
+        }
         let seconds = begin.elapsed().as_secs_f64();
         if seconds > 0.0 && tokens > 0 {
             fact("tokens_per_s", tokens as f64 / seconds);
@@ -271,6 +289,17 @@ impl Run<'_> {
             );
         }
         self.trainer.best(graph)
+    }
+
+    /// The error of a training whose loss or gradients are no numbers any more.
+    fn divergence(&self, e: Error) -> Error {
+        let (step, rate) = (self.course.step, self.schedule.at(self.course.step));
+        let what = e.found_text().unwrap_or("not finite");
+        Error::invalid("RECOVER-DIVERGED", "training diverged: the loss or its gradient is not finite")
+            .field("step.recover.rate")
+            .found(format!("{what} at training step {step}, rate {rate:e}"))
+            .hint("lower the learning rate, or set clip")
+            .source(e)
     }
 
     /// The look that is due, then one step: its tokens, none where training is over. What was done when

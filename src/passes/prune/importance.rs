@@ -12,9 +12,11 @@ pub(super) use gates::{Gate, Positions, each_batch, gates};
 use super::criterion::{Criterion, Family, Form, Power, Slope};
 use crate::error::{Error, Result};
 use crate::evaluate::samples::Samples;
+use crate::graph::constants::Constants;
 use crate::graph::coupling::Coupled;
 use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
+use crate::passes::Ctx;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -48,12 +50,51 @@ pub(super) fn scores(source: &Source<'_>, criterion: Criterion) -> Result<Vec<Op
             return Err(Error::internal("PRUNE-BLOCKS", "blocks are not scored as units are"));
         }
         Family::Random => {
+            let constants = Constants::of(source.graph);
+            for v in gates::members(source).into_keys() {
+                source.monitor.check()?;
+                if let Some(tensor) = constants.get(v) {
+                    magnitude::finite(source.graph, v, &tensor.to_f32s()?)?;
+                }
+            }
             let mut rng = ChaCha8Rng::seed_from_u64(source.seed);
             (0..source.coupled.units()).map(|_| rng.random::<f64>()).collect()
         }
     };
     let of = |g: &crate::graph::coupling::Group| source.ranked[g.id].then(|| sums[g.numbers()].to_vec());
     Ok(source.coupled.groups().iter().map(of).collect())
+}
+
+/// An error of numbers that are none, as that of what is to blame, where something is: the first weight with
+/// NaN, else the first with infinity, else the data.
+pub(super) fn blamed(graph: &Graph, ctx: &Ctx<'_>, e: Error) -> Error {
+    if !["LOSS-NAN", "PRUNE-NAN", "PRUNE-DEPTH-NAN", "RECOVER-DIVERGED"].contains(&e.code()) {
+        return e;
+    }
+    let constants = Constants::of(graph);
+    let mut infinite = None;
+    for (v, tensor) in constants.weights().filter(|(_, t)| t.dtype().is_float()) {
+        let Ok(w) = tensor.to_f32s() else { continue };
+        if let Err(found) = magnitude::finite(graph, v, &w) {
+            if w.iter().any(|x| x.is_nan()) {
+                return found.source(e);
+            }
+            infinite.get_or_insert(found);
+        }
+    }
+    if let Some(found) = infinite {
+        return found.source(e);
+    }
+    for (field, data) in [("data.calibration", ctx.calibration), ("data.train", ctx.train)] {
+        if let Some(row) = data.and_then(Samples::first_not_finite) {
+            return Error::invalid("DATA-NAN", "the data hold a number that is not finite")
+                .field(field)
+                .found(format!("row {row}"))
+                .hint("fill or leave out such rows")
+                .source(e);
+        }
+    }
+    e
 }
 
 /// The data, or which field of the recipe is missing.

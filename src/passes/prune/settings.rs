@@ -142,7 +142,8 @@ impl Settings {
             Err(Error::usage("PRUNE-SETTINGS", what.to_string())
                 .field(format!("step.{field}"))
                 .found(found)
-                .limit(limit))
+                .limit(limit)
+                .hint("`tinsmith prune --help` tells what the settings are"))
         };
         if let Some(target) = &self.target {
             let (found, fits) = match target.one() {
