@@ -211,7 +211,8 @@ impl Backend for Local {
         let job = jobs::open(&self.paths, job)?;
         let Request::Run { recipe } = job.request()? else { return Ok(Vec::new()) };
         let variant = job.dir.join(Request::artifact_of(&recipe));
-        let variant = variant.exists().then_some(variant);
+        let bytes = std::fs::metadata(&variant).map(|m| m.len());
+        let variant = bytes.ok().map(|bytes| (variant, bytes));
         let mut out = Vec::new();
         for (step, of) in recipe.unrolled()?.iter().enumerate().filter(|(_, s)| s.pass == "prune") {
             let settings = passes::settings("prune", &of.settings)?;

@@ -6,7 +6,7 @@ mod edit;
 mod place;
 
 pub use edit::{Edit, Level};
-pub use place::{Line, Places, block};
+pub use place::{Line, Places};
 
 use super::app::{App, Failure};
 use super::list::List;
@@ -14,6 +14,7 @@ use crate::graph::coupling::Kind;
 use crate::passes::PassReport;
 use crate::passes::prune::{Curve, GroupReport, Settings, Spread};
 use crate::plan::study::{Forecast, Study};
+use place::block;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -31,6 +32,9 @@ pub enum Known {
     Failed(Failure),
 }
 
+/// Points of the strip of a run.
+const POINTS: usize = 40;
+
 /// What a pruning step of a run did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ran {
@@ -44,8 +48,8 @@ pub struct Ran {
     pub settings: Settings,
     /// What it told.
     pub report: Arc<PassReport>,
-    /// The model that the run left, where it came so far.
-    pub variant: Option<PathBuf>,
+    /// The model that the run left, where it came so far, and its bytes.
+    pub variant: Option<(PathBuf, u64)>,
 }
 
 /// One group, from whichever source.
@@ -59,6 +63,8 @@ pub struct Entry {
     pub units: usize,
     /// Nodes by which it is shown.
     pub nodes: Vec<String>,
+    /// The block that it belongs to.
+    pub block: String,
     /// How many nodes read its weights, where that is known.
     pub readers: Option<usize>,
     /// Parameters that leave with the first unit.
@@ -266,9 +272,19 @@ impl PruneMap {
         for (entry, weight) in entries.iter_mut().zip(weight) {
             entry.share = (all > 0.0 && !entry.strip.is_empty()).then_some(weight / all);
         }
-        let listed = run.is_none() && study.as_ref().is_some_and(|s| s.refusal.is_some());
-        self.places = Places::of(&entries, self.order, self.reverse, filter, listed);
         self.entries = entries;
+        self.place_around(kept, filter);
+    }
+
+    /// Places the entries anew: in another order, or others of them.
+    pub fn place(&mut self, filter: &str) {
+        let kept = self.selected().first().map(|e| e.id);
+        self.place_around(kept, filter);
+    }
+
+    fn place_around(&mut self, kept: Option<usize>, filter: &str) {
+        let listed = self.run().is_none() && self.study().is_some_and(|s| s.refusal.is_some());
+        self.places = Places::of(&self.entries, self.order, self.reverse, filter, listed);
         // At first, the first group that can shrink.
         let first = || {
             let mut free = self.entries.iter().filter(|e| e.prunable());
@@ -315,7 +331,7 @@ impl PruneMap {
         let Some(one) = self.candidate() else { return Vec::new() };
         let fits = |e: &&Entry| match self.level {
             Level::Group => e.id == one.id,
-            Level::Block => block(e) == block(one),
+            Level::Block => e.block == one.block,
             Level::Kind => e.kind == one.kind,
             Level::Model => true,
         };
@@ -342,6 +358,7 @@ fn of_weights(group: &crate::plan::study::StudyGroup) -> Entry {
         kind: group.kind,
         units: group.units,
         nodes: group.nodes.clone(),
+        block: block(group.id, group.nodes.first()),
         readers: Some(group.readers),
         parameters_per_unit: group.parameters_per_unit,
         macs_per_unit: group.macs_per_unit,
@@ -358,6 +375,7 @@ fn of_report(group: &GroupReport) -> Entry {
         kind: group.kind,
         units: group.units,
         nodes: group.nodes.clone(),
+        block: block(group.group, group.nodes.first()),
         readers: None,
         parameters_per_unit: group.parameters_per_unit,
         macs_per_unit: None,
@@ -372,10 +390,25 @@ fn of_report(group: &GroupReport) -> Entry {
 /// Puts the scores of the run into the strip of an entry.
 fn by_run(entry: &mut Entry) {
     let Some(ran) = &entry.ran else { return };
-    let points = |s: &Option<Spread>| s.map_or(Vec::new(), |s| vec![s.min, s.p25, s.median, s.p75, s.max]);
-    let all: Vec<f64> = points(&ran.scores_removed).into_iter().chain(points(&ran.scores_kept)).collect();
+    let gone = 1.0 - ran.kept as f64 / ran.units.max(1) as f64;
+    let at = |spread: &Option<Spread>, part: f64| -> Option<f64> {
+        let s = spread.as_ref()?;
+        let points = [s.min, s.p25, s.median, s.p75, s.max];
+        let place = (4.0 * part).clamp(0.0, 4.0);
+        let (low, high) = (place.floor() as usize, place.ceil() as usize);
+        Some(points[low] + (points[high] - points[low]) * (place - low as f64))
+    };
+    // What left has the lower scores, and as much of the strip as of the group.
+    let point = |i: usize| {
+        let part = (i as f64 + 0.5) / POINTS as f64;
+        match part < gone {
+            true => at(&ran.scores_removed, part / gone),
+            false => at(&ran.scores_kept, (part - gone) / (1.0 - gone)),
+        }
+    };
+    let all: Option<Vec<f64>> = (0..POINTS).map(point).collect();
     let mean = sum_of(ran) / ran.units.max(1) as f64;
-    entry.strip = over_mean(&all, mean);
+    entry.strip = over_mean(&all.unwrap_or_default(), mean);
 }
 
 /// About the sum of the scores of a group, from the spreads of those that stayed and left.

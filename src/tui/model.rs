@@ -253,7 +253,7 @@ impl ModelTab {
         });
         self.differences.clamp(self.diff_rows.len());
         if self.view == View::Map {
-            self.map.rebuild(&self.filter);
+            self.map.place(&self.filter);
         }
         self.details = Scroll::default();
     }

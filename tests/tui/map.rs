@@ -184,7 +184,7 @@ fn ran(study: &Study, job: &str) -> Ran {
         step: 0,
         settings: toml::from_str("criterion = 'taylor'\nratio = 0.3\nscope = 'sensitivity'").unwrap(),
         report: Arc::new(report),
-        variant: Some(format!("/home/ada/jobs/{job}/artifacts/prune-taylor-18.onnx").into()),
+        variant: Some((format!("/home/ada/jobs/{job}/artifacts/prune-taylor-18.onnx").into(), 80 << 20)),
     }
 }
 

@@ -111,6 +111,11 @@ impl<'a> Costs<'a> {
     /// # Errors
     /// `Usage` for no such group or number of units; `Unsupported` where a node cannot take the sizes.
     pub fn keep(&mut self, group: usize, units: usize) -> Result<u64> {
+        self.set(group, units)?;
+        Ok(self.macs())
+    }
+
+    fn set(&mut self, group: usize, units: usize) -> Result<()> {
         let most = self.coupled.groups().get(group).map_or(0, |g| g.units);
         if units == 0 || units > most {
             return Err(Error::usage("COSTS-UNITS", "a group cannot keep so many units")
@@ -124,7 +129,7 @@ impl<'a> Costs<'a> {
         match counted {
             Ok(counted) => {
                 self.macs.extend(around.into_iter().zip(counted));
-                Ok(self.macs())
+                Ok(())
             }
             Err(e) => {
                 self.kept[group] = before;
@@ -140,7 +145,7 @@ impl<'a> Costs<'a> {
     pub fn keep_all(&mut self, units: &[usize]) -> Result<u64> {
         for (group, units) in units.iter().enumerate() {
             if self.kept.get(group) != Some(units) {
-                self.keep(group, *units)?;
+                self.set(group, *units)?;
             }
         }
         Ok(self.macs())
@@ -152,13 +157,20 @@ impl<'a> Costs<'a> {
     /// # Errors
     /// As [`Costs::keep`].
     pub fn per_unit(&mut self, group: usize) -> Result<u64> {
-        let (now, kept) = (self.macs(), self.kept.get(group).copied().unwrap_or(0));
+        let kept = self.kept.get(group).copied().unwrap_or(0);
         if kept == 1 {
             return Ok(0);
         }
-        let less = self.keep(group, kept.saturating_sub(1))?;
-        self.keep(group, kept)?;
+        let now = self.macs_around(group);
+        self.set(group, kept.saturating_sub(1))?;
+        let less = self.macs_around(group);
+        self.set(group, kept)?;
         Ok(now.saturating_sub(less))
+    }
+
+    fn macs_around(&self, group: usize) -> u64 {
+        let around = self.around.get(group).into_iter().flatten();
+        around.filter_map(|i| self.macs.get(i)).fold(0, |sum, n| sum.saturating_add(*n))
     }
 
     fn ports(&self, i: NodeIndex) -> impl Iterator<Item = (Port, ValueId)> + use<'a> {

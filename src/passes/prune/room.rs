@@ -84,14 +84,16 @@ impl Survey {
     /// The shortest name that `exclude` and `ratios` understand and that means this group and no other
     /// that could shrink: of a node, of a weight, else its number.
     pub fn address(&self, group: usize) -> String {
-        let others = || (0..self.names.len()).filter(|g| *g != group && self.never[*g].is_none());
         // Most names are shared with the group on the other axis of a weight; that is told at once.
-        let shared = |n: &str| self.owners.get(n).is_some_and(|o| *o > 1);
-        let mut own: Vec<&String> = self.names[group].iter().filter(|n| !shared(n)).collect();
+        let shared = |n: &String| self.owners.get(n).is_some_and(|o| *o > 1);
+        let all: BTreeSet<&String> = self.names[group].iter().collect();
+        let alone =
+            |n: &String| self.owners.keys().all(|m| (all.contains(m) && !shared(m)) || !matches(n, m));
+        let mut own: Vec<&String> = all.iter().copied().filter(|n| !shared(n)).collect();
         own.sort_by_key(|n| n.len());
         own.into_iter()
             .filter(|n| numbered(n).is_none() && Kind::ALL.iter().all(|k| k.word() != n.as_str()))
-            .find(|n| !others().any(|g| self.names[g].iter().any(|m| matches(n, m))))
+            .find(|n| alone(n))
             .cloned()
             .unwrap_or_else(|| format!("group {group}"))
     }
@@ -110,16 +112,23 @@ impl Survey {
         }
     }
 
-    /// Why a group is not touched at all under these settings, if so.
-    fn why_it_stays(&self, group: &Group, settings: &Settings) -> Option<String> {
+    /// Why a group is not touched at all under these settings, if so. `excluded` are patterns and numbers
+    /// of `exclude`.
+    fn why_it_stays(
+        &self,
+        group: &Group,
+        settings: &Settings,
+        excluded: &(Vec<&str>, BTreeSet<usize>),
+    ) -> Option<String> {
         if let Some(why) = &self.never[group.id] {
             return Some(why.clone());
         }
-        for pattern in &settings.exclude {
-            match self.means(pattern, group.id) {
-                Some("it") => return Some(format!("it is excluded by \"{pattern}\"")),
-                Some(name) => return Some(format!("\"{name}\" is excluded by \"{pattern}\"")),
-                None => {}
+        if excluded.1.contains(&group.id) {
+            return Some(format!("it is excluded by \"group {}\"", group.id));
+        }
+        for pattern in &excluded.0 {
+            if let Some(name) = self.means(pattern, group.id) {
+                return Some(format!("\"{name}\" is excluded by \"{pattern}\""));
             }
         }
         let kind = group.kind.word();
@@ -137,6 +146,20 @@ impl Survey {
 /// The number of a group that is meant by its number: `group 12`.
 fn numbered(pattern: &str) -> Option<usize> {
     pattern.strip_prefix("group ")?.parse().ok()
+}
+
+/// Patterns of names, and numbers of groups.
+pub(super) fn split<'a>(all: impl Iterator<Item = &'a String>) -> (Vec<&'a str>, BTreeSet<usize>) {
+    let (mut patterns, mut numbers) = (Vec::new(), BTreeSet::new());
+    for pattern in all {
+        match numbered(pattern) {
+            Some(n) => {
+                numbers.insert(n);
+            }
+            None => patterns.push(pattern.as_str()),
+        }
+    }
+    (patterns, numbers)
 }
 
 /// By group, names of the nodes that read its weights, in execution order.
@@ -180,7 +203,9 @@ pub(super) struct Room<'s> {
 impl<'s> Room<'s> {
     pub(super) fn of(survey: &'s Survey, settings: &Settings) -> Result<Room<'s>> {
         let groups = survey.coupled.groups();
-        let stays: Vec<Option<String>> = groups.iter().map(|g| survey.why_it_stays(g, settings)).collect();
+        let excluded = split(settings.exclude.iter());
+        let stays: Vec<Option<String>> =
+            groups.iter().map(|g| survey.why_it_stays(g, settings, &excluded)).collect();
         let candidates: Vec<Candidate> = groups
             .iter()
             .filter(|g| stays[g.id].is_none())

@@ -175,26 +175,27 @@ pub(super) fn fixed(room: &Room<'_>, settings: &Settings) -> Result<BTreeMap<usi
     if settings.ratios.is_empty() {
         return Ok(out);
     }
+    let (patterns, numbers) = super::room::split(settings.ratios.keys());
     for (i, candidate) in room.candidates.iter().enumerate() {
-        let (own, kind) = (
-            format!("group {}", candidate.group),
-            room.survey.coupled.groups()[candidate.group].kind.to_string(),
-        );
+        let kind = room.survey.coupled.groups()[candidate.group].kind.word();
         // A number goes before a name, a name before a kind.
-        let named = |key: &&String| room.survey.means(key, candidate.group).is_some();
-        let found = settings
-            .ratios
-            .get_key_value(&own)
-            .or_else(|| settings.ratios.iter().filter(|(k, _)| **k != kind).find(|(k, _)| named(k)))
-            .or_else(|| settings.ratios.get_key_value(&kind));
+        let own = numbers.contains(&candidate.group).then(|| format!("group {}", candidate.group));
+        let named = |key: &&&str| room.survey.means(key, candidate.group).is_some();
+        let found = own.as_deref().and_then(|own| settings.ratios.get_key_value(own)).or_else(|| {
+            let name = patterns.iter().filter(|k| **k != kind).find(named).copied();
+            settings.ratios.get_key_value(name.unwrap_or(kind))
+        });
         let Some((key, ratio)) = found else { continue };
         met.insert(key);
         out.insert(i, candidate.nearest(candidate.units as f64 * (1.0 - ratio)));
     }
+    let kinds: BTreeSet<String> =
+        room.candidates.iter().map(|c| room.survey.coupled.groups()[c.group].kind.to_string()).collect();
     match settings.ratios.keys().find(|k| !met.contains(k.as_str())) {
         None => Ok(out),
         Some(name) => Err(Error::usage("PRUNE-RATIOS", "no group that may shrink has this kind or name")
             .field(format!("step.ratios.{name}"))
+            .limit(kinds.into_iter().collect::<Vec<_>>().join(", "))
             .hint("`tinsmith inspect` lists the coupling groups, their kinds and weights")),
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Open<'a> {
     /// By node: what kind of work it is.
     classes: Vec<Class>,
     study: Study,
+    /// Time of the model as it is, on the device that was asked for last.
+    whole: Option<(DeviceFacts, f64)>,
 }
 
 impl Open<'static> {
@@ -95,22 +97,18 @@ impl<'a> Open<'a> {
             format: "graph".into(),
             refusal: preview.refusal().map(Error::to_string),
         };
-        Ok(Open { classes: classes.collect(), preview, study })
+        Ok(Open { classes: classes.collect(), preview, study, whole: None })
     }
 
     pub(super) fn answer(&mut self, question: &Question) -> Result<Forecast> {
         let Question { settings, curves, device } = question;
-        let units: Vec<usize> = self.study.groups.iter().map(|g| g.units).collect();
-        let time = |preview: &Preview<'a>| {
-            device.as_ref().and_then(|device| roofline(preview, &self.classes, device))
-        };
-        self.preview.keep(&units)?;
-        let before = time(&self.preview);
+        let before = device.as_ref().map(|device| self.before(device)).transpose()?.flatten();
         let cut = self.preview.cut(settings, curves)?;
-        let roofline_ms = before.zip(time(&self.preview));
+        let after = device.as_ref().and_then(|device| roofline(&self.preview, &self.classes, device));
+        let roofline_ms = before.zip(after);
         let named = settings.ratios.keys().chain(&settings.exclude);
         let numbers = named.filter_map(|name| name.strip_prefix("group ")?.parse::<usize>().ok());
-        let numbers: Vec<usize> = numbers.filter(|n| *n < units.len()).collect();
+        let numbers: Vec<usize> = numbers.filter(|n| *n < self.study.groups.len()).collect();
         let weight_bytes = self.study.weight_bytes.saturating_sub(cut.removed_bytes);
         Ok(Forecast {
             parameters: self.study.parameters.saturating_sub(cut.removed_parameters),
@@ -129,6 +127,22 @@ impl<'a> Open<'a> {
             stays: cut.stays,
             steps: cut.steps,
         })
+    }
+}
+
+impl Open<'_> {
+    /// Time of the model as it is.
+    fn before(&mut self, device: &DeviceFacts) -> Result<Option<f64>> {
+        if let Some((of, ms)) = &self.whole
+            && of == device
+        {
+            return Ok(Some(*ms));
+        }
+        let units: Vec<usize> = self.study.groups.iter().map(|g| g.units).collect();
+        self.preview.keep(&units)?;
+        let ms = roofline(&self.preview, &self.classes, device);
+        self.whole = ms.map(|ms| (device.clone(), ms));
+        Ok(ms)
     }
 }
 

@@ -39,8 +39,8 @@ pub struct Places {
 
 /// The block of a group: the path of the node that first reads its weights, down to the first part with a
 /// number of its own (`encoder/layer.3`); the node's own name where it has no path.
-pub fn block(entry: &Entry) -> String {
-    let Some(name) = entry.nodes.first() else { return format!("group {}", entry.id) };
+pub(super) fn block(id: usize, first_reader: Option<&String>) -> String {
+    let Some(name) = first_reader else { return format!("group {id}") };
     let parts = segments(name);
     let numbered = |part: &String| {
         part.rsplit_once('.').is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
@@ -61,27 +61,27 @@ impl Places {
         kinds.sort();
         kinds.dedup();
         let needle = filter.to_lowercase();
-        let mut by_name: HashMap<String, usize> = HashMap::new();
-        let mut found: Vec<(String, Vec<usize>)> = Vec::new();
+        let mut by_name: HashMap<&str, usize> = HashMap::new();
+        let mut found: Vec<(&str, Vec<usize>)> = Vec::new();
         for (i, entry) in entries.iter().enumerate() {
-            let name = block(entry);
-            let contains = |n: &String| n.to_lowercase().contains(&needle);
-            if !needle.is_empty() && !contains(&name) && !entry.nodes.iter().any(contains) {
+            let name = entry.block.as_str();
+            let contains = |n: &str| n.to_lowercase().contains(&needle);
+            if !needle.is_empty() && !contains(name) && !entry.nodes.iter().any(|n| contains(n)) {
                 continue;
             }
-            let at = *by_name.entry(name.clone()).or_insert_with(|| {
+            let at = *by_name.entry(name).or_insert_with(|| {
                 found.push((name, Vec::new()));
                 found.len() - 1
             });
             found[at].1.push(i);
         }
         sort(&mut found, entries, order, reverse);
-        let common = common(found.iter().map(|(name, _)| name.as_str()));
+        let common = common(found.iter().map(|(name, _)| *name));
         let pinned = entries.iter().any(|e| !e.prunable());
         let columns = kinds.len() + usize::from(pinned);
         let mut lines: Vec<Line> = Vec::new();
         if listed {
-            let of = |(block, (_, groups)): (usize, &(String, Vec<usize>))| {
+            let of = |(block, (_, groups)): (usize, &(&str, Vec<usize>))| {
                 let line = |i: &usize| Line { block, first: true, cells: vec![vec![*i]] };
                 groups.iter().map(line).collect::<Vec<Line>>()
             };
@@ -114,7 +114,7 @@ impl Places {
     }
 }
 
-fn sort(found: &mut [(String, Vec<usize>)], entries: &[Entry], order: Order, reverse: bool) {
+fn sort(found: &mut [(&str, Vec<usize>)], entries: &[Entry], order: Order, reverse: bool) {
     let least = |groups: &[usize], of: &dyn Fn(&Entry) -> Option<f64>| {
         groups.iter().filter_map(|i| of(&entries[*i])).fold(f64::INFINITY, f64::min)
     };
@@ -126,7 +126,9 @@ fn sort(found: &mut [(String, Vec<usize>)], entries: &[Entry], order: Order, rev
             Order::Parameters => least(groups, &|e| e.prunable().then_some(-(e.parameters_per_unit as f64))),
         }
     };
-    found.sort_by(|(_, a), (_, b)| key(a).total_cmp(&key(b)));
+    if order != Order::Model {
+        found.sort_by(|(_, a), (_, b)| key(a).total_cmp(&key(b)));
+    }
     if reverse {
         found.reverse();
     }
@@ -159,6 +161,7 @@ mod tests {
             kind,
             units: 8,
             nodes: vec![node.into()],
+            block: block(id, Some(&node.to_string())),
             readers: None,
             parameters_per_unit: 10 + id as u64,
             macs_per_unit: None,
@@ -202,11 +205,11 @@ mod tests {
 
     #[test]
     fn names_without_a_path_are_blocks_of_their_own() {
-        let name = |node: &str| block(&entry(0, Kind::Channels, node, false));
+        let name = |node: &str| block(0, Some(&node.to_string()));
         assert_eq!(name("conv2d_12"), "conv2d_12");
         assert_eq!(name("layer1.0.conv1.weight"), "layer1.0");
         assert_eq!(name("/head/fc/Gemm"), "head/fc");
         assert_eq!(name("/features/features.3/conv/conv.0/Conv"), "features/features.3");
-        assert_eq!(block(&Entry { nodes: vec![], ..entry(7, Kind::Channels, "", false) }), "group 7");
+        assert_eq!(block(7, None), "group 7");
     }
 }

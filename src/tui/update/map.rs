@@ -305,7 +305,7 @@ fn meaning(app: &App) -> String {
     match (map.level, one) {
         (Level::Model, _) | (_, None) => "the prunable parameters".into(),
         (Level::Kind, Some(e)) => format!("the units of all {}", e.kind),
-        (Level::Block, Some(e)) => format!("the units of every group in {}", super::super::map::block(e)),
+        (Level::Block, Some(e)) => format!("the units of every group in {}", e.block),
         (Level::Group, Some(e)) => {
             let name = e.nodes.first().map_or(String::new(), |n| format!(" ({n})"));
             format!("the {} {} of group {}{name}", e.units, e.kind, e.id)
@@ -405,7 +405,7 @@ pub(super) fn take_along(app: &mut App) {
 /// Compares the model in front with the variant of the run that is shown; whether there is one.
 pub(super) fn differ(app: &mut App, out: &mut Vec<Effect>) -> bool {
     let variant = app.model.map.run().and_then(|r| r.variant.clone());
-    let Some(variant) = variant.filter(|_| app.on_map()) else { return false };
+    let Some((variant, _)) = variant.filter(|_| app.on_map()) else { return false };
     compare_with(app, variant, out);
     true
 }

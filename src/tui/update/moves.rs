@@ -199,7 +199,7 @@ pub(super) fn sort(app: &mut App, reverse: bool) {
             } else {
                 map.order = map.order.next();
             }
-            map.rebuild(&filter);
+            map.place(&filter);
             format!("sorted by {}{}", map.order.word(), if map.reverse { ", reversed" } else { "" })
         }
         Tab::Model => turn!(app.model),

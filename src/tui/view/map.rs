@@ -31,7 +31,7 @@ const QUARTER: f64 = 0.25;
 fn source(map: &PruneMap) -> Option<String> {
     match (map.run(), map.study()) {
         (Some(run), _) => {
-            Some(format!("{} of run {}", run.settings.criterion, crate::text::clean(&run.name, 28)))
+            Some(format!("{} of run {}", run.settings.criterion, crate::text::clean(&run.name, 24)))
         }
         (None, Some(study)) if study.refusal.is_none() => Some(format!("{} of the weights", study.criterion)),
         _ => None,
@@ -46,7 +46,7 @@ pub(super) fn note(app: &App) -> Vec<Span> {
         return vec![span(format!("reading weights…{part}"), Role::Info)];
     }
     let mut out = Vec::new();
-    if map.waiting && map.stale {
+    if map.waiting {
         out.push(span("predicting… · ", Role::Info));
     }
     if let Some(source) = source(map) {
@@ -143,12 +143,13 @@ fn prospect(app: &App, pen: &mut Pen<'_>) {
         let told = |fact: &str| ran.and_then(|r| r.report.facts.get(fact)).map(|v| *v as u64);
         let before = |fact: &str, plain: u64| told(fact).unwrap_or(plain);
         let (parameters, macs) = (told("parameters_after"), told("macs_after"));
+        let file = ran.and_then(|r| r.variant.as_ref()).map(|(_, bytes)| *bytes);
         let parameters_before = before("parameters_before", study.parameters);
         let macs_before = before("macs_before", study.macs);
         let figures: [(&str, u64, Option<u64>, fn(u64) -> String); 3] = [
             ("params", parameters_before, f.map(|f| f.parameters).or(parameters), |n| Count(n).to_string()),
             ("MACs", macs_before, f.map(|f| f.macs).or(macs), |n| Count(n).to_string()),
-            ("file", study.file_bytes, f.map(|f| f.file_bytes), |n| Bytes(n).to_string()),
+            ("file", study.file_bytes, f.map(|f| f.file_bytes).or(file), |n| Bytes(n).to_string()),
         ];
         let line = |brief: bool| -> Vec<Span> {
             let mut out = Vec::new();
@@ -295,9 +296,9 @@ fn columns(map: &PruneMap, room: usize, wanted: usize) -> (usize, Vec<(usize, us
     let space = room.saturating_sub(block + 2);
     let spare = |shown: usize| space.saturating_sub(shown * (CELL + 2));
     let shown = ((space + 2) / (CELL + 2)).max(1).min(kinds);
-    let pinned = match map.places.pinned && spare(shown) >= PINNED {
+    let pinned = match map.places.pinned && spare(shown) >= 2 * PINNED {
         true if shown == 0 => space,
-        true => spare(shown).min(PINNED * 3 / 2),
+        true => (spare(shown) / 2).min(PINNED * 3 / 2),
         false => 0,
     };
     let first = (wanted + 1).min(kinds).saturating_sub(shown);
@@ -393,11 +394,11 @@ impl Parts {
     fn of(width: usize) -> Parts {
         let cut = width.saturating_sub(13);
         let mut end = cut;
-        let costs = (width >= CELL + 28).then(|| {
+        let costs = (width >= CELL + 36).then(|| {
             end -= 19;
             end
         });
-        let share = (width >= CELL + 8).then(|| {
+        let share = (width >= CELL + 12).then(|| {
             end -= 8;
             end
         });

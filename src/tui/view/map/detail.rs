@@ -2,7 +2,7 @@
 
 use super::super::super::action::Action;
 use super::super::super::app::App;
-use super::super::super::map::{Entry, Level, PruneMap, block, latency};
+use super::super::super::map::{Entry, Level, PruneMap, latency};
 use super::super::super::paint::{Pen, many, span};
 use super::super::super::theme::Role;
 use super::super::doc::Doc;
@@ -11,8 +11,8 @@ use crate::units::{Bytes, Count, Millis};
 
 pub(in super::super) fn detail_title(app: &App) -> &'static str {
     match app.model.map.selected().as_slice() {
-        [one] if one.prunable() => "Group",
-        [_] => "Pinned group",
+        [one] if !one.prunable() => "Pinned group",
+        [] | [_] => "Group",
         _ => "Pinned groups",
     }
 }
@@ -29,7 +29,7 @@ pub(in super::super) fn detail(doc: &mut Doc, app: &App) {
         }
         return;
     };
-    doc.pair("group", &format!("{}, in {}", entry.id, block(entry)), Role::Strong);
+    doc.pair("group", &format!("{}, in {}", entry.id, entry.block), Role::Strong);
     doc.pair("units", &format!("{} {}", entry.units, entry.kind), Role::Text);
     let per = |n: u64, what: &str| format!("{} {what} leave with one", Count(n));
     doc.pair("per unit", &per(entry.parameters_per_unit, "parameters"), Role::Text);
