@@ -5,6 +5,7 @@
 
 use super::gemm::{Matrix, Shared, product_at};
 use super::real::{Real, axpy, sum};
+use super::wide::Lanes;
 use rayon::prelude::*;
 
 /// Sizes of one convolution; all channel counts are per group.
@@ -163,7 +164,7 @@ impl Conv {
     }
 
     /// `y = conv(x, w) + bias`; `bias` has one element per output channel.
-    pub fn forward<T: Real>(&self, x: &[T], w: &[T], bias: Option<&[T]>, y: &mut [T]) {
+    pub fn forward<T: Real + Lanes>(&self, x: &[T], w: &[T], bias: Option<&[T]>, y: &mut [T]) {
         self.check(x.len(), w.len(), y.len());
         if let Some(b) = bias {
             assert_eq!(b.len(), self.groups * self.outputs, "one bias a channel");
@@ -209,7 +210,7 @@ impl Conv {
     }
 
     /// Gradient with respect to x, added onto `dx`. With `dy` as input this is a transposed convolution.
-    pub fn backward_input<T: Real>(&self, w: &[T], dy: &[T], dx: &mut [T]) {
+    pub fn backward_input<T: Real + Lanes>(&self, w: &[T], dy: &[T], dx: &mut [T]) {
         self.check(dx.len(), w.len(), dy.len());
         if dx.is_empty() || dy.is_empty() {
             return;
@@ -261,7 +262,7 @@ impl Conv {
 
     /// Gradient with respect to w, added onto `dw`. The order of additions depends on the number of
     /// threads alone.
-    pub fn backward_weights<T: Real>(&self, x: &[T], dy: &[T], dw: &mut [T]) {
+    pub fn backward_weights<T: Real + Lanes>(&self, x: &[T], dy: &[T], dw: &mut [T]) {
         self.check(x.len(), dw.len(), dy.len());
         if dw.is_empty() || dy.is_empty() {
             return;

@@ -55,7 +55,8 @@ pub fn axpy<T: Real>(a: T, x: &[T], y: &mut [T]) {
     }
 }
 
-const LANES: usize = 16;
+/// Partial sums of a fold.
+pub(super) const LANES: usize = 16;
 
 /// Sum of `f(x, y)` in sixteen interleaved partial sums, a fixed order that vectorises.
 #[inline]
