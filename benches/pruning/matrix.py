@@ -28,14 +28,15 @@ def models(home):
         "sample": {
             "model": "assets/digits-resnet.onnx",
             "calibration": "digits:train#0..512",
-            "eval": ["--data", "digits:test"],
+            "compare": ["--seconds", "0.2", "--data", "digits:test"],
             "metric": "accuracy",
         },
         "minilm": {
             "model": str(home / "models/minilm-l6"),
-            "calibration": chapters([20, 21, 22, 23]) + "?by=paragraph",
+            "calibration": f"text:{mails}?label=folder&shuffle=1&lossy=1#400..1200",
             "eval": ["--task", "embed", "--data", f"text:{mails}?label=folder&shuffle=1&lossy=1#0..400", "--window", "128", "--vs", "{original}"],
             "metric": "cosine",
+            "also": "probe_accuracy",
         },
         "smollm2": {
             "model": str(home / "models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -59,8 +60,12 @@ def judged(program, home, model, original, entry, out):
     """The evaluation of a file, as JSON."""
     if out.exists():
         return json.loads(out.read_text())
-    asked = [a.replace("{original}", str(original)) for a in entry["eval"]]
-    text, _ = run([program, "--home", home, "--threads", "2", "--format", "json", "eval", model, *asked])
+    common = [program, "--home", home, "--threads", "2", "--format", "json"]
+    if "compare" in entry and model != original:
+        text, _ = run([*common, "compare", *entry["compare"], original, model])
+    else:
+        asked = [a.replace("{original}", str(original)) for a in entry.get("eval", entry.get("compare", [])[2:])]
+        text, _ = run([*common, "eval", model, *asked])
     if text is None:
         return None
     out.write_text(text)
@@ -68,6 +73,8 @@ def judged(program, home, model, original, entry, out):
 
 
 def figure(evaluation, metric):
+    if rows := evaluation.get("rows"):
+        return rows[1]["measurement"]["quality"]["value"]
     found = (evaluation.get("evaluations") or evaluation.get("measurements"))[0]
     if found.get("quality", {}).get("metric") == metric:
         return found["quality"]["value"]
@@ -75,6 +82,18 @@ def figure(evaluation, metric):
         if m["name"] == metric:
             return m["value"]
     raise KeyError(metric)
+
+
+def cell(evaluation, entry):
+    """The figure, and behind it a second one or the p of McNemar's test against the original."""
+    if evaluation is None:
+        return "failed"
+    text = f"{figure(evaluation, entry['metric']):.5g}"
+    if also := entry.get("also"):
+        text += f" / {figure(evaluation, also):.4g}"
+    if rows := evaluation.get("rows"):
+        text += f" (p {rows[1]['quality']['p_value']:.2g})"
+    return text
 
 
 def main():
@@ -131,7 +150,7 @@ def main():
                             cells.append("failed")
                             continue
                     evaluation = judged(a.program, a.home, pruned, original, entry, result)
-                    cells.append("failed" if evaluation is None else f"{figure(evaluation, entry['metric']):.5g}")
+                    cells.append(cell(evaluation, entry))
                     if not a.keep:
                         for file in a.out.glob(f"{label}.onnx*"):
                             file.unlink()
