@@ -406,3 +406,71 @@ fn what_is_missing_or_damaged_is_named() {
         assert!(e.kind().exit_code() == 2 && format!("{e:?}").contains(field), "{e:?}");
     }
 }
+
+/// Keeps in memory, and stops after some checks.
+#[derive(Default)]
+struct Watched {
+    kept: std::sync::Mutex<BTreeMap<String, Vec<u8>>>,
+    /// Checks that are left before the run is to stop.
+    left: std::sync::atomic::AtomicI64,
+}
+
+impl tinsmith::passes::Memo for Watched {
+    fn recall(&self, what: &str) -> Option<Vec<u8>> {
+        self.kept.lock().unwrap().get(what).cloned()
+    }
+    fn keep(&self, what: &str, result: &[u8]) {
+        self.kept.lock().unwrap().insert(what.into(), result.to_vec());
+    }
+}
+
+impl tinsmith::monitor::Monitor for Watched {
+    fn phase(&self, _: &str, _: Option<u64>) {}
+    fn progress(&self, _: u64) {}
+    fn metric(&self, _: &str, _: u64, _: f64) {}
+    fn log(&self, _: tinsmith::monitor::Level, _: &str) {}
+    fn stop_requested(&self) -> bool {
+        self.left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) <= 0
+    }
+}
+
+#[test]
+fn a_stopped_pass_goes_on_behind_its_last_batch_with_the_same_bits() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let (graph, data) = (Layers::new().graph(true), samples(true));
+    let bits =
+        |d: &Decision| -> Vec<u64> { d.scores.iter().flatten().flatten().map(|s| s.to_bits()).collect() };
+    for criterion in ["activation", "flap", "taylor", "obd", "llm-pruner"] {
+        let text = format!("criterion = \"{criterion}\"\nbatch = 8");
+        let whole = decision(&graph, &text, &data);
+        let watched = Watched::default();
+        let run = |checks: i64| {
+            watched.left.store(checks, SeqCst);
+            let ctx = Ctx { calibration: Some(&data), memo: Some(&watched), ..Ctx::new(&watched) };
+            decide_with(&graph, &settings(&text), &ctx)
+        };
+        let checks = |left: i64| i64::MAX - left;
+        let alone = {
+            let fresh = Watched::default();
+            fresh.left.store(i64::MAX, SeqCst);
+            let ctx = Ctx { calibration: Some(&data), ..Ctx::new(&fresh) };
+            decide_with(&graph, &settings(&text), &ctx).unwrap();
+            checks(fresh.left.load(SeqCst))
+        };
+        let stopped = run(alone * 2 / 3).unwrap_err();
+        assert_eq!(stopped.code(), "STOPPED", "{criterion}: {stopped}");
+        let kept = watched.kept.lock().unwrap().values().next().map(|v| v[0]);
+        match criterion {
+            "llm-pruner" => assert_eq!(kept, None, "its sums are not kept before the end"),
+            _ => assert!(kept.is_some_and(|batches| (1..6).contains(&batches)), "{criterion}: {kept:?}"),
+        }
+        let resumed = run(i64::MAX).unwrap();
+        assert_eq!(bits(&resumed), bits(&whole), "{criterion}");
+        let spent = checks(watched.left.load(SeqCst));
+        assert!(criterion == "llm-pruner" || spent < alone, "{criterion}: {spent} checks of {alone}");
+        // Another ratio asks for the same scores: no batch runs.
+        assert_eq!(bits(&run(i64::MAX).unwrap()), bits(&whole), "{criterion}");
+        let again = checks(watched.left.load(SeqCst));
+        assert!(again < alone / 2, "{criterion}: {again} checks of {alone}");
+    }
+}

@@ -158,6 +158,7 @@ fn source<'a>(
         power: settings.power,
         seed: ctx.seed,
         monitor: ctx.monitor,
+        memo: ctx.memo,
     }
 }
 

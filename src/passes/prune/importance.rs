@@ -5,6 +5,7 @@
 mod activation;
 pub(super) mod gates;
 mod gradient;
+mod kept;
 mod magnitude;
 
 pub(super) use gates::{Gate, Positions, each_batch, gates};
@@ -16,7 +17,7 @@ use crate::graph::constants::Constants;
 use crate::graph::coupling::Coupled;
 use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
-use crate::passes::Ctx;
+use crate::passes::{Ctx, Memo};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -38,6 +39,8 @@ pub(super) struct Source<'a> {
     pub(super) power: Power,
     pub(super) seed: u64,
     pub(super) monitor: &'a dyn Monitor,
+    /// Where sums over data are kept that a run may want again.
+    pub(super) memo: Option<&'a dyn Memo>,
 }
 
 /// Scores by group, none for groups that are not ranked. They are finite and not negative.

@@ -8,6 +8,7 @@
 //! `flap` variance of X_j times |W_j|^2 (arXiv 2312.11983). A unit's score is the sum over its indices.
 
 use super::gates::{Gate, Positions, each_batch, flows, gates};
+use super::kept::Kept;
 use super::{Criterion, Source};
 use crate::error::{Error, Result};
 use crate::execute::{Executor, Overrides};
@@ -30,6 +31,25 @@ struct Stream {
 }
 
 impl Stream {
+    /// Numbers that [`Stream::save`] writes for `size` indices.
+    fn saved(size: usize) -> usize {
+        1 + 5 * size
+    }
+
+    fn save(&self, into: &mut Vec<f64>) {
+        into.push(self.count);
+        for sums in [&self.sum, &self.squares, &self.magnitude, &self.positive, &self.rows] {
+            into.extend_from_slice(sums);
+        }
+    }
+
+    /// What [`Stream::save`] wrote for `size` indices.
+    fn load(from: &[f64], size: usize) -> Stream {
+        let part = |i: usize| from[1 + i * size..][..size].to_vec();
+        let (count, sum, squares) = (from[0], part(0), part(1));
+        Stream { count, sum, squares, magnitude: part(2), positive: part(3), rows: part(4) }
+    }
+
     fn add(&mut self, value: &Value, axis: usize, positions: &Positions) -> Result<()> {
         let float = value.float()?;
         let shape = float.dims().to_vec();
@@ -98,7 +118,8 @@ impl Stream {
 pub(super) fn scores(source: &Source<'_>, criterion: Criterion) -> Result<Vec<f64>> {
     let gates = gates(source);
     let flows = flows(&gates);
-    let streams = streams(source, flows.keys().copied())?;
+    let sizes = flows.iter().map(|(at, readers)| (*at, gates[readers[0]].units.len())).collect();
+    let streams = streams(source, &sizes)?;
     let mut sums = vec![0f64; source.coupled.units()];
     for (at, readers) in &flows {
         let stream = &streams[at];
@@ -127,15 +148,23 @@ pub(super) fn scores(source: &Source<'_>, criterion: Criterion) -> Result<Vec<f6
     Ok(sums)
 }
 
-/// Statistics of what flows into gates.
+/// Statistics of what flows into gates, by value and axis of a size. All criteria of this file read the
+/// same, so that one pass serves them all.
 fn streams(
     source: &Source<'_>,
-    wanted: impl Iterator<Item = (ValueId, usize)>,
+    sizes: &BTreeMap<(ValueId, usize), usize>,
 ) -> Result<BTreeMap<(ValueId, usize), Stream>> {
     let executor = Executor::new(source.graph)?;
-    let mut streams: BTreeMap<(ValueId, usize), Stream> = wanted.map(|w| (w, Stream::default())).collect();
+    let mut streams: BTreeMap<(ValueId, usize), Stream> =
+        sizes.keys().map(|w| (*w, Stream::default())).collect();
+    let mut kept = Kept::of(source, "activations", sizes.values().map(|n| Stream::saved(*n)).sum());
+    let (skip, mut sums) = kept.seen();
+    for (stream, size) in streams.values_mut().zip(sizes.values()).filter(|_| skip > 0) {
+        *stream = Stream::load(sums, *size);
+        sums = &sums[Stream::saved(*size)..];
+    }
     let none = Overrides::new();
-    each_batch(source, "prune: look at activations", &mut |batch| {
+    let outcome = each_batch(source, "prune: look at activations", skip, &mut |i, batch| {
         let positions = Positions::of(batch)?;
         let mut note = |v: ValueId, value: &Value| -> Result<()> {
             source.monitor.check()?;
@@ -150,9 +179,14 @@ fn streams(
                 note(v, &Value::load(tensor)?)?;
             }
         }
-        executor.run_tapped(&batch.inputs, &none, &mut note).map(drop)
-    })?;
-    Ok(streams)
+        executor.run_tapped(&batch.inputs, &none, &mut note)?;
+        let mut sums = Vec::new();
+        streams.values().for_each(|stream| stream.save(&mut sums));
+        kept.note(i + 1, sums);
+        Ok(())
+    });
+    kept.write();
+    outcome.map(|()| streams)
 }
 
 /// Squared norms of the columns that one flow meets, summed over its gates.

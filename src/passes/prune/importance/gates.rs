@@ -78,20 +78,24 @@ pub(super) fn flows(gates: &[Gate]) -> BTreeMap<(ValueId, usize), Vec<usize>> {
     flows
 }
 
-/// Calls `each` with every batch that is to be looked at, telling the monitor of phase and progress.
+/// Calls `each` with the number of every batch that is to be looked at and the batch, but for the first
+/// `skip`, telling the monitor of phase and progress.
 pub(in crate::passes::prune) fn each_batch(
     source: &Source<'_>,
     phase: &str,
-    each: &mut dyn FnMut(&Batch) -> Result<()>,
+    skip: usize,
+    each: &mut dyn FnMut(usize, &Batch) -> Result<()>,
 ) -> Result<()> {
     let data = data(source.data)?;
     let rows = if source.samples == 0 { data.len() } else { data.len().min(source.samples) };
     source.monitor.phase(phase, Some(rows as u64));
     let mut done = 0;
-    for batch in data.first(rows).batches(source.batch) {
+    for (i, batch) in data.first(rows).batches(source.batch).enumerate() {
         source.monitor.check()?;
         let batch = batch?;
-        each(&batch)?;
+        if i >= skip {
+            each(i, &batch)?;
+        }
         done += batch.rows;
         source.monitor.progress(done.min(rows) as u64);
     }

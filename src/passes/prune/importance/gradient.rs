@@ -6,6 +6,7 @@
 //! counted once. `group` and `element` take all weights of rank two or more along the axes of the group.
 
 use super::gates::{Positions, each_batch, flows, gates, group_of, members};
+use super::kept::Kept;
 use super::{Criterion, Source, data};
 use crate::error::{Error, Result};
 use crate::evaluate::objective::{Head, Loss, Objective};
@@ -33,36 +34,41 @@ pub(super) fn scores(source: &Source<'_>, criterion: Criterion) -> Result<Vec<f6
     }
 }
 
-/// Runs every batch forward and back; `each` takes gradients, `end` the end of a batch.
+/// What is kept of a pass of a criterion over `units`.
+fn kept<'a>(source: &Source<'a>, criterion: Criterion, units: usize) -> Kept<'a> {
+    let pass =
+        format!("{criterion:?} {:?} {:?} {:?} {}", source.form, source.power, source.slope, source.seed);
+    Kept::of(source, &pass, units)
+}
+
+/// Runs every batch but the first `skip` forward and back; `each` takes gradients, `end` the end of a batch
+/// with the number of batches so far.
 fn each_gradient(
     source: &Source<'_>,
     executor: &Executor,
     wanted: &[ValueId],
+    skip: usize,
     each: &mut dyn FnMut(&Positions, &Gradient<'_>, f64) -> Result<()>,
-    end: &mut dyn FnMut(),
+    end: &mut dyn FnMut(usize),
 ) -> Result<()> {
     let data = data(source.data)?;
     let head = Head::of(source.graph, data)?;
     let task = source.slope != Slope::Reference && data.labelled();
-    let mut draw = source.seed;
     let none = Overrides::new();
-    each_batch(source, "prune: look at gradients", &mut |batch| {
+    each_batch(source, "prune: look at gradients", skip, &mut |i, batch| {
         let positions = Positions::of(batch)?;
         let tape =
             executor.forward_tapped(&batch.inputs, &none, wanted, &mut |_, _| source.monitor.check())?;
         let Loss { seeds, count, .. } = match task {
             true => head.loss(Objective::Likelihood, tape.outputs(), batch, None)?,
-            false => {
-                draw = draw.wrapping_add(1);
-                head.probe(tape.outputs(), batch, draw)?
-            }
+            false => head.probe(tape.outputs(), batch, source.seed.wrapping_add(i as u64 + 1))?,
         };
         tape.backward_into(seeds, &mut |gradient| {
             source.monitor.check()?;
             let name = source.graph.value_name(gradient.value);
             each(&positions, &gradient, count).map_err(|e| e.field(format!("gradient of \"{name}\"")))
         })?;
-        end();
+        end(i + 1);
         Ok(())
     })
 }
@@ -81,6 +87,11 @@ fn by_gate(source: &Source<'_>, executor: &Executor) -> Result<Vec<f64>> {
     let wanted: BTreeSet<ValueId> = flows.keys().map(|(v, _)| *v).collect();
     let wanted: Vec<ValueId> = wanted.into_iter().collect();
     let mut sums = vec![0f64; source.coupled.units()];
+    let mut kept = kept(source, Criterion::Taylor, sums.len());
+    let (skip, seen) = kept.seen();
+    if skip > 0 {
+        sums.copy_from_slice(seen);
+    }
     // Change of the loss by row of the batch and unit: a unit's gates count together.
     let mut rows: BTreeMap<(usize, usize), f64> = BTreeMap::new();
     let rows_ref = std::cell::RefCell::new(&mut rows);
@@ -123,13 +134,16 @@ fn by_gate(source: &Source<'_>, executor: &Executor) -> Result<Vec<f64>> {
         Ok(())
     };
     let power = source.power;
-    let mut end = || {
+    let mut end = |batches: usize| {
         let mut rows = rows_ref.borrow_mut();
         for ((_, unit), change) in std::mem::take(&mut **rows) {
             sums[unit] += raised(change, power);
         }
+        kept.note(batches, sums.clone());
     };
-    each_gradient(source, executor, &wanted, &mut each, &mut end)?;
+    let outcome = each_gradient(source, executor, &wanted, skip, &mut each, &mut end);
+    kept.write();
+    outcome?;
     finite(&sums)?;
     Ok(sums)
 }
@@ -157,7 +171,14 @@ fn by_weight(source: &Source<'_>, executor: &Executor, criterion: Criterion) -> 
     let of_batch = std::cell::RefCell::new(vec![0f64; units]);
     let mut held: BTreeMap<ValueId, Elements> = BTreeMap::new();
     let mut shapes: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
-    let mut batches = 0f64;
+    // The sums of `llm-pruner` are as large as the weights: it begins anew.
+    let goes_on = criterion != Criterion::LlmPruner;
+    let mut kept = kept(source, criterion, units);
+    let (skip, seen) = kept.seen();
+    if skip > 0 {
+        sums.copy_from_slice(seen);
+    }
+    let mut batches = skip;
     // Adds `change`, one number an element of weight `v`, to the units on each axis of its groups.
     let spread = |v: ValueId, shape: &[usize], change: &[f32], into: &mut [f64]| {
         for axis in members.get(&v).into_iter().flatten() {
@@ -206,24 +227,31 @@ fn by_weight(source: &Source<'_>, executor: &Executor, criterion: Criterion) -> 
     };
     let whole = criterion == Criterion::Taylor && source.form == Form::Group;
     let power = source.power;
-    let mut end = || {
-        batches += 1.0;
+    let mut end = |done: usize| {
+        batches = done;
         for (sum, change) in sums.iter_mut().zip(of_batch.borrow_mut().iter_mut()) {
             *sum += if whole { raised(*change, power) } else { *change };
             *change = 0.0;
         }
+        if goes_on {
+            kept.note(done, sums.clone());
+        }
     };
-    each_gradient(source, executor, &wanted, &mut each, &mut end)?;
+    let outcome = each_gradient(source, executor, &wanted, skip, &mut each, &mut end);
+    kept.write();
+    outcome?;
+    let (seen, batches) = (batches, batches.max(1) as f64);
     for (v, Elements { slope, squares }) in held {
-        let change: Vec<f32> = slope
-            .iter()
-            .zip(&squares)
-            .map(|(s, q)| ((s - 0.5 * q) / batches.max(1.0) as f32).abs())
-            .collect();
+        let change: Vec<f32> =
+            slope.iter().zip(&squares).map(|(s, q)| ((s - 0.5 * q) / batches as f32).abs()).collect();
         spread(v, &shapes[&v], &change, &mut sums);
     }
+    if !goes_on {
+        kept.note(seen, sums.clone());
+        kept.write();
+    }
     if criterion == Criterion::Obd {
-        sums.iter_mut().for_each(|s| *s *= 0.5 / batches.max(1.0));
+        sums.iter_mut().for_each(|s| *s *= 0.5 / batches);
     }
     finite(&sums)?;
     Ok(sums)

@@ -97,7 +97,7 @@ pub(super) fn gather(source: &Source<'_>, lost: &[Lost], repair: Repair) -> Resu
     }
     let executor = Executor::new(graph)?;
     let none = Overrides::new();
-    each_batch(source, "prune: look at what products read", &mut |batch| {
+    each_batch(source, "prune: look at what products read", 0, &mut |_, batch| {
         let positions = Positions::of(batch)?;
         executor
             .run_tapped(&batch.inputs, &none, &mut |v, value| {
