@@ -56,6 +56,12 @@ def run(arguments):
     return done.stdout, time.time() - begin
 
 
+def forget(program, home, text):
+    """Deletes the job of a finished run, which holds a second copy of the model."""
+    job = next(line.split()[1] for line in text.splitlines() if line.startswith("job "))
+    run([program, "--home", home, "jobs", "delete", "--yes", job])
+
+
 def judged(program, home, model, original, entry, out):
     """The evaluation of a file, as JSON."""
     if out.exists():
@@ -149,6 +155,7 @@ def main():
                         if text is None:
                             cells.append("failed")
                             continue
+                        forget(a.program, a.home, text)
                     evaluation = judged(a.program, a.home, pruned, original, entry, result)
                     cells.append(cell(evaluation, entry))
                     if not a.keep:

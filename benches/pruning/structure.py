@@ -79,7 +79,10 @@ def one(a, name, criterion, ratio, target, model, data, original):
     recipe.write_text("\n".join(lines) + "\n")
     if run([a.program, "--home", a.home, "run", recipe, "-o", pruned]) is None:
         return None
-    report = json.loads((newest(a.home) / "artifacts/01-prune.report.json").read_text())
+    job = newest(a.home)
+    report = json.loads((job / "artifacts/01-prune.report.json").read_text())
+    # It holds a second copy of the model.
+    run([a.program, "--home", a.home, "jobs", "delete", "--yes", job.name])
     facts, groups = report["facts"], report["groups"]
     # One rounding step: `round_to` units of the group whose unit holds most, at most.
     unit = max(g["parameters_per_unit"] for g in groups if g["kept"] < g["units"])
