@@ -125,6 +125,10 @@ fn the_sample_is_inspected_in_its_schema_with_every_weight_looked_at() {
         assert_eq!(sum(&d[totals], "layers"), d["layers"].as_array().unwrap().len() as u64);
     }
     assert_eq!(sum(&d["encodings"], "bytes"), sum(&d["tensors"], "bytes"));
+    // A filter of one 3 x 3 convolution over 32 channels of 8 x 8, and what reads it in the next.
+    let inner = &d["groups"][1];
+    assert_eq!(inner["bytes_per_unit"].as_u64(), inner["parameters_per_unit"].as_u64().map(|n| 4 * n));
+    assert_eq!(inner["macs_per_unit"], 2 * 32 * 9 * 64);
     for t in d["tensors"].as_array().unwrap() {
         let s = &t["distribution"]["stats"];
         assert_eq!(s["count"], t["parameters"], "{t}");

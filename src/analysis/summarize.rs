@@ -104,10 +104,10 @@ pub fn summarize(graph: &Graph, options: &Options) -> Result<Summary> {
         (0..graph.nodes().len()).map(|i| layer(graph, i, &facts, &constants, &mut seen)).collect();
     // Open dimensions stay open for the groups, as they do when the graph is pruned.
     let groups = match bindings.is_empty() {
-        true => groups(graph, &facts, &constants, &mut layers),
+        true => groups(graph, &facts, &facts, &constants, &mut layers),
         false => {
             let open = graph.infer_noting(&|_| None, |_| None, &mut |_| Ok(()))?;
-            groups(graph, &open, &constants, &mut layers)
+            groups(graph, &open, &facts, &constants, &mut layers)
         }
     };
     let sum = |f: &dyn Fn(&Layer) -> u64| layers.iter().fold(0u64, |s, l| s.saturating_add(f(l)));
@@ -326,9 +326,16 @@ fn layer(
 }
 
 /// The coupling groups, as pruning will see them. Each layer is told the prunable group that holds most
-/// indices of one axis of its first output.
-fn groups(graph: &Graph, facts: &Facts, constants: &Constants<'_>, layers: &mut [Layer]) -> Vec<GroupInfo> {
+/// indices of one axis of its first output. Multiply-accumulates are counted under the facts `bound`.
+fn groups(
+    graph: &Graph,
+    facts: &Facts,
+    bound: &Facts,
+    constants: &Constants<'_>,
+    layers: &mut [Layer],
+) -> Vec<GroupInfo> {
     let coupled = Coupled::of(graph, facts, &coupling::Options::default());
+    let mut costs = coupling::Costs::of(graph, bound, &coupled);
     let mut largest: HashMap<ValueId, (usize, usize)> = HashMap::new();
     for group in coupled.groups().iter().filter(|g| g.prunable()) {
         for place in &group.places {
@@ -354,6 +361,8 @@ fn groups(graph: &Graph, facts: &Facts, constants: &Constants<'_>, layers: &mut 
             pinned_by: g.pinned_by.clone(),
             members: g.weights().map(|p| (graph.value_name(p.value).to_string(), p.axis)).collect(),
             parameters_per_unit: g.parameters_per_unit(constants),
+            bytes_per_unit: g.bytes_per_unit(constants),
+            macs_per_unit: costs.per_unit(g.id).ok().filter(|n| g.prunable() && *n > 0),
         })
         .collect()
 }

@@ -69,6 +69,12 @@ pub struct GroupInfo {
     pub members: Vec<(String, usize)>,
     /// Parameters that leave with one unit.
     pub parameters_per_unit: u64,
+    /// Bytes of weights, as they are stored, that leave with one unit.
+    #[serde(default)]
+    pub bytes_per_unit: u64,
+    /// Multiply-accumulates that leave with the first unit, at the sizes of `bindings`.
+    #[serde(default)]
+    pub macs_per_unit: Option<u64>,
 }
 
 /// Sums over the layers of one kind.

@@ -23,6 +23,7 @@ pub use kind::Kind;
 
 use super::constants::Constants;
 use super::{Facts, Graph, NodeIndex, ValueId};
+use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
 /// What may change.
@@ -78,13 +79,25 @@ impl Group {
     }
     /// Parameters that leave with the first unit.
     pub fn parameters_per_unit(&self, constants: &Constants<'_>) -> u64 {
+        self.elements_per_unit(constants).map(|(_, n)| n).sum()
+    }
+    /// Bytes of weights, as they are stored, that leave with the first unit.
+    pub fn bytes_per_unit(&self, constants: &Constants<'_>) -> u64 {
+        let bytes = |(t, n): (&Tensor, u64)| t.dtype().byte_len(n as usize).unwrap_or(0);
+        self.elements_per_unit(constants).map(bytes).sum()
+    }
+    /// Weights with the elements that leave with the first unit.
+    fn elements_per_unit<'c>(&self, constants: &'c Constants<'_>) -> impl Iterator<Item = (&'c Tensor, u64)> {
         let mut stays: BTreeMap<ValueId, u64> = BTreeMap::new();
         for p in self.weights() {
             let all = constants.get(p.value).map_or(0, |t| t.len() as u64);
             let left = stays.entry(p.value).or_insert(all);
             *left = *left / p.size as u64 * p.size.saturating_sub(p.per_unit) as u64;
         }
-        stays.iter().map(|(v, left)| constants.get(*v).map_or(0, |t| t.len() as u64) - left).sum()
+        stays.into_iter().filter_map(|(v, left)| {
+            let tensor = constants.get(v)?;
+            Some((tensor, tensor.len() as u64 - left))
+        })
     }
     /// The axes of weights among its places.
     pub fn weights(&self) -> impl Iterator<Item = &Place> {

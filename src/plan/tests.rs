@@ -46,6 +46,8 @@ fn model(layers: Vec<SummaryLayer>, prunable: bool) -> Summary {
             pinned_by: (!prunable).then(|| "graph output \"y\"".into()),
             members: vec![],
             parameters_per_unit: 100,
+            bytes_per_unit: 400,
+            macs_per_unit: None,
         }],
         parameters,
         macs: layers.iter().filter_map(|l| l.macs).sum(),

@@ -420,6 +420,8 @@ fn group_table<'a>(groups: impl Iterator<Item = &'a GroupInfo>) -> Table {
         ("kind", "<kind"),
         ("units", "units"),
         ("parameters_per_unit", "parameters/unit"),
+        ("bytes_per_unit", "bytes/unit"),
+        ("macs_per_unit", "MACs/unit"),
         ("members", "tensors"),
         ("prunable", "<prunable"),
     ]);
@@ -434,6 +436,8 @@ fn group_table<'a>(groups: impl Iterator<Item = &'a GroupInfo>) -> Table {
             Cell::text(g.kind.to_string()),
             Cell::value(g.units, g.units),
             Cell::value(g.parameters_per_unit, Count(g.parameters_per_unit)),
+            Cell::value(g.bytes_per_unit, Bytes(g.bytes_per_unit)),
+            Cell::maybe(g.macs_per_unit, |n| Count(n).to_string()),
             Cell::value(g.members.len(), g.members.len()),
             Cell::value(g.prunable, state),
         ]);

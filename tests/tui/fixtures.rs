@@ -163,6 +163,8 @@ pub fn summary() -> Summary {
         pinned_by: pinned.map(str::to_string),
         members: vec![("/layer.1/conv1/Conv.weight".into(), 0), ("/layer.1/conv2/Conv.weight".into(), 1)],
         parameters_per_unit: 289,
+        bytes_per_unit: 4 * 289,
+        macs_per_unit: Some(18_432),
     };
     let tensors = tensors(&layers);
     Summary {
