@@ -1,6 +1,6 @@
 //! Training steps here and in PyTorch, in turns, from the same weights and tokens: a decoder of 13.8 million
 //! parameters with AdamW, and convolutions forward and backward. `cargo bench --bench train`; arguments
-//! behind `--` pick `decoder` or `conv`. PyTorch is looked for in `$TINSMITH_PEER` (a Python interpreter) and
+//! behind `--` pick `decoder` or `conv`, or `memory`: the decoder by itself, with gradient checkpointing. PyTorch is looked for in `$TINSMITH_PEER` (a Python interpreter) and
 //! /tmp/peer/bin/python; without it, only our own figures are printed.
 #![allow(missing_docs, clippy::print_stdout)]
 
@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::Instant;
 use tinsmith::execute::optimizer::AdamW;
 use tinsmith::execute::train::Trainer;
-use tinsmith::execute::{Executor, Overrides, loss};
+use tinsmith::execute::{Checkpointing, Executor, Overrides, Planner, Segments, loss};
 use tinsmith::formats;
 use tinsmith::graph::{Edit, Graph, Type, ValueId, constants::Constants};
 use tinsmith::ops::{Attr, Attributes, Dim};
@@ -47,7 +47,11 @@ fn main() -> Outcome<()> {
         ["ours", directory, steps, rest @ ..] => {
             rayon::ThreadPoolBuilder::new().num_threads(THREADS).build_global()?;
             let (directory, steps) = (Path::new(directory), steps.parse()?);
-            if rest == ["conv"] { convolutions(directory, steps) } else { decoder(directory, steps) }
+            match rest {
+                ["conv"] => convolutions(directory, steps),
+                ["memory", segments] => decoder(directory, steps, segments.parse()?),
+                _ => decoder(directory, steps, 1),
+            }
         }
         ["write", directory] => write(Path::new(directory)),
         picked => {
@@ -59,6 +63,9 @@ fn main() -> Outcome<()> {
             }
             if wants("conv") {
                 compare_convolutions(directory.path())?;
+            }
+            if picked.contains(&"memory") {
+                by_segments(directory.path())?;
             }
             Ok(())
         }
@@ -140,7 +147,7 @@ fn cases() -> Json {
 
 // Our side, in a process of its own.
 
-fn decoder(directory: &Path, steps: usize) -> Outcome<()> {
+fn decoder(directory: &Path, steps: usize, segments: usize) -> Outcome<()> {
     let data: Json = serde_json::from_slice(&std::fs::read(directory.join("tokens.json"))?)?;
     let tokens: Vec<i64> = data["tokens"].as_array().into_iter().flatten().filter_map(Json::as_i64).collect();
     let graph = formats::load(directory)?.graph;
@@ -152,6 +159,10 @@ fn decoder(directory: &Path, steps: usize) -> Outcome<()> {
         .collect();
     let count: usize = wanted.iter().filter_map(|v| graph.initializer(*v)).map(Tensor::len).sum();
     let mut trainer = Trainer::new(&graph, &wanted, AdamW::new(DECAY as f32))?;
+    let mut kept = 0;
+    if segments > 1 {
+        trainer.planner = Planner::new(Checkpointing::Segments(segments), None);
+    }
     for step in 0..steps {
         let chunk = &tokens[step % CHUNKS * BATCH * (SEQ + 1)..][..BATCH * (SEQ + 1)];
         let ids = chunk.chunks(SEQ + 1).flat_map(|r| &r[..SEQ]).copied().collect();
@@ -165,6 +176,9 @@ fn decoder(directory: &Path, steps: usize) -> Outcome<()> {
                 let empty = Tensor::from_vec(vec![BATCH, HEADS, 0, WIDTH / HEADS], Vec::<f32>::new())?;
                 inputs.push((format!("past_key_values.{i}.{part}"), empty));
             }
+        }
+        if step + 1 == steps {
+            kept = kept_bytes(&graph, &wanted, &inputs, segments)?;
         }
         let value = trainer.step(&inputs, RATE, &mut |outputs: &[Value]| {
             let logits = outputs[0].float()?;
@@ -183,13 +197,27 @@ fn decoder(directory: &Path, steps: usize) -> Outcome<()> {
             "{}",
             json!({
                 "loss": value, "forward": (spent.forward + spent.loss).as_secs_f64(),
-                "backward": spent.backward.as_secs_f64(), "optimizer": spent.optimizer.as_secs_f64(),
-                "of_loss": spent.loss.as_secs_f64(), "peak": peak_rss(), "parameters": count,
+                "backward": spent.backward.as_secs_f64(), "again": spent.again.as_secs_f64(), "optimizer": spent.optimizer.as_secs_f64(),
+                "of_loss": spent.loss.as_secs_f64(), "peak": peak_rss(), "parameters": count, "kept": kept,
                 "operators": [operators(&spent.forward_operators), operators(&spent.backward_operators)],
             })
         );
     }
     Ok(())
+}
+
+/// Most bytes of the forward pass that a step holds.
+fn kept_bytes(
+    graph: &Graph,
+    wanted: &[ValueId],
+    inputs: &[(String, Tensor)],
+    segments: usize,
+) -> Outcome<u64> {
+    let sizes = Executor::new(graph)?.sizes(inputs, &Overrides::new(), &mut |_, _| Ok(()))?;
+    Ok(match segments {
+        1 => Segments::whole(graph, wanted).kept_bytes(graph, &sizes),
+        n => Segments::cut(graph, wanted, &sizes, n).kept_bytes(graph, &sizes),
+    })
 }
 
 fn is_table(graph: &Graph, v: ValueId) -> bool {
@@ -306,6 +334,26 @@ fn side(name: &str, steps: &[Json]) -> f64 {
         part("optimizer"),
     );
     whole
+}
+
+/// The decoder with gradient checkpointing: bytes kept and the cost in time, by segments.
+fn by_segments(directory: &Path) -> Outcome<()> {
+    for segments in [1, 2, 3, 4, 6, 8, 12] {
+        let steps = ours(directory, STEPS, &["memory", &segments.to_string()])?;
+        let mib = |key: &str| steps.iter().map(|s| number(s, key)).fold(0.0, f64::max) / f64::from(1 << 20);
+        let of = |f: &dyn Fn(&Json) -> f64| median(steps.iter().skip(WARM).map(f).collect());
+        let whole = of(&|s| number(s, "forward") + number(s, "backward") + number(s, "optimizer"));
+        let again = of(&|s| number(s, "again"));
+        let (kept, peak) =
+            (mib("kept"), steps.iter().rev().skip(1).map(|s| number(s, "peak")).fold(0.0, f64::max));
+        println!(
+            "{segments} segments: {kept:.1} MiB kept, peak of the process {:.0} MiB, {:.0} ms a step, {:.1} % of it again",
+            peak / f64::from(1 << 20),
+            whole * 1e3,
+            100.0 * again / whole
+        );
+    }
+    Ok(())
 }
 
 fn compare_decoders(directory: &Path) -> Outcome<()> {

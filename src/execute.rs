@@ -1,13 +1,19 @@
 //! The executor over `ops`: forward evaluation with buffers freed after their last use, taps, the
-//! reverse pass over the graph, losses, optimisers and the training loop. Knows no pass and no task.
+//! reverse pass over the graph, which keeps or computes again what it reads, losses, optimisers and the
+//! training loop. Knows no pass and no task.
 
 pub mod backward;
+pub mod checkpointing;
 pub mod loss;
 pub mod optimizer;
 pub mod profile;
+pub mod segments;
+pub mod sizes;
 pub mod train;
 
-pub use backward::{Gradient, Gradients, Sink, Tape};
+pub use backward::{Gradient, Gradients, Sink, Step, Tape, Watch};
+pub use checkpointing::{Checkpointing, Planner};
+pub use segments::Segments;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, NodeIndex, Type, ValueId};
@@ -15,6 +21,7 @@ use crate::ops::Operator;
 use crate::tensor::{Tensor, Value};
 use std::{
     collections::{HashMap, HashSet},
+    ops::Range,
     sync::OnceLock,
 };
 
@@ -93,7 +100,7 @@ impl Executor {
         tap: &mut Tap<'_>,
     ) -> Result<Vec<Value>> {
         let mut env = self.environment(inputs)?;
-        self.run_nodes(&mut env, overrides, &|_| None, &mut |i, env| {
+        self.run_nodes(&mut env, self.all(), overrides, &|_| None, &mut |i, env| {
             for v in self.graph.node(i).outputs.iter().flatten() {
                 if let Some(value) = &env[v.0 as usize] {
                     tap(*v, value)?;
@@ -186,15 +193,21 @@ impl Executor {
             .collect()
     }
 
-    /// Evaluates all nodes in order; `after` runs behind each and may free values.
+    fn all(&self) -> Range<NodeIndex> {
+        0..self.graph.nodes().len()
+    }
+
+    /// Evaluates nodes, which ascend; `after` runs behind each and may free values.
     fn run_nodes(
         &self,
         env: &mut Vec<Option<Value>>,
+        nodes: impl IntoIterator<Item = NodeIndex>,
         overrides: &Overrides,
         outer: &dyn Fn(&str) -> Option<Value>,
         after: &mut dyn FnMut(NodeIndex, &mut Vec<Option<Value>>) -> Result<()>,
     ) -> Result<()> {
-        for (i, node) in self.graph.nodes().iter().enumerate() {
+        for i in nodes {
+            let node = self.graph.node(i);
             let at = |e: Error| e.node(self.graph.label(i)).field(node.operator_name());
             let mut owned: Vec<Option<Value>> = Vec::with_capacity(node.inputs.len());
             for v in &node.inputs {
@@ -271,7 +284,7 @@ impl Executor {
         };
         let mut inner: Vec<Option<Value>> = vec![None; body.graph.value_count()];
         let none = Overrides::new();
-        body.run_nodes(&mut inner, &none, &lookup, &mut |_, _| Ok(()))?;
+        body.run_nodes(&mut inner, body.all(), &none, &lookup, &mut |_, _| Ok(()))?;
         body.collect(&inner, &none, &lookup)
     }
 }

@@ -83,6 +83,13 @@ pub trait Memo: Sync {
     fn keep(&self, what: &str, result: &[u8]);
 }
 
+/// Bytes that a reverse pass over `graph` may keep of its forward pass beside `copies` of the weights in f32,
+/// where memory is limited. As much again is left for gradients on their way and the loss.
+pub(crate) fn keepable(monitor: &dyn Monitor, graph: &Graph, copies: u64) -> Option<u64> {
+    let weights: u64 = graph.initializers().map(|(_, t)| 4 * t.len() as u64).sum();
+    monitor.memory_cap().map(|cap| cap.0.saturating_sub(copies.saturating_mul(weights)) / 2)
+}
+
 /// What a pass will need.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
 pub struct Estimate {

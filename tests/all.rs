@@ -88,3 +88,4 @@ mod study;
 
 #[path = "architectures.rs"]
 mod architectures;
+mod checkpointing;

@@ -128,6 +128,10 @@ struct Rest {
     /// task), hold_out, looks, patience, warmup, floor, clip and weight_decay as in [step.recover]
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     recover: Vec<String>,
+    /// Save memory of reverse passes (slopes of the loss, training) by computing values again: auto (where
+    /// the memory cap asks for it), off, or a number of segments; the result is the same [default: auto]
+    #[arg(long, value_name = "HOW")]
+    checkpointing: Option<String>,
 }
 
 pub(super) fn prune(context: &Context, args: Prune) -> anyhow::Result<()> {
@@ -162,6 +166,7 @@ pub(super) fn prune(context: &Context, args: Prune) -> anyhow::Result<()> {
     set("sensitivity_samples", number(choice.sensitivity_samples));
     set("repair", rest.repair.map(Value::from));
     set("ridge", rest.ridge.map(Value::from));
+    set("checkpointing", rest.checkpointing.as_deref().map(scalar));
     set("recover", given(&rest.recover).map(|all| pairs("--recover", all)).transpose()?);
     start(context, common, &name, step)
 }

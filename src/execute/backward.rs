@@ -1,13 +1,15 @@
 //! The reverse pass: a walk over the graph from the outputs to the values whose gradient is wanted.
-//! Only values that a vector-Jacobian product reads are kept from the forward pass.
+//! Only values that a vector-Jacobian product reads are kept from the forward pass, or computed again from
+//! such ones, segment by segment.
 
-use super::{Executor, Overrides, Tap};
+use super::{Executor, Overrides, Segments, Tap};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, NodeIndex, ValueId};
-use crate::ops::{Barrier, Vjp};
+use crate::ops::{Barrier, Vjp, float};
 use crate::tensor::{Tensor, Value};
-use candle_core::Tensor as Float;
-use std::collections::{HashMap, HashSet};
+use candle_core::{DType, Tensor as Float};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
+use std::sync::Arc;
 
 /// Gradients by value.
 pub type Gradients = HashMap<ValueId, Float>;
@@ -26,14 +28,33 @@ pub struct Gradient<'a> {
 /// Takes gradients as they become complete; an error stops the pass.
 pub type Sink<'a> = dyn FnMut(Gradient<'_>) -> Result<()> + 'a;
 
+/// A step of the reverse pass.
+pub struct Step<'a> {
+    /// The node that is behind.
+    pub node: &'a Node,
+    /// Whether it was evaluated again, and not walked back through.
+    pub again: bool,
+    tape: (&'a Executor, &'a [Option<Value>], &'a Overrides),
+}
+
+impl Step<'_> {
+    /// As [`Tape::kept_bytes`], now.
+    pub fn kept_bytes(&self) -> u64 {
+        let (executor, env, overrides) = self.tape;
+        executor.kept_bytes(env, overrides)
+    }
+}
+
+/// Sees every step of the reverse pass; an error stops it.
+pub type Watch<'a> = dyn FnMut(Step<'_>) -> Result<()> + 'a;
+
 /// A forward pass with what its reverse needs.
 #[derive(Debug)]
 pub struct Tape<'e> {
     executor: &'e Executor,
+    segments: Arc<Segments>,
     env: Vec<Option<Value>>,
-    /// Which values carry a gradient towards the wanted ones.
-    carries: Vec<bool>,
-    wanted: HashSet<ValueId>,
+    overrides: Overrides,
     outputs: Vec<Value>,
 }
 
@@ -57,56 +78,51 @@ impl Executor {
         wanted: &[ValueId],
         tap: &mut Tap<'_>,
     ) -> Result<Tape<'_>> {
+        let segments = Arc::new(Segments::whole(self.graph(), wanted));
+        self.forward_in(&segments, inputs, overrides, tap)
+    }
+
+    /// As [`Executor::forward_tapped`], and keeps only what `segments` say, which are of this graph. What
+    /// the reverse pass evaluates again is not shown to `tap` again.
+    pub fn forward_in(
+        &self,
+        segments: &Arc<Segments>,
+        inputs: &[(String, Tensor)],
+        overrides: &Overrides,
+        tap: &mut Tap<'_>,
+    ) -> Result<Tape<'_>> {
         let graph = self.graph();
-        let mut carries = vec![false; graph.value_count()];
-        let mut keep = vec![false; graph.value_count()];
-        let mut shape_only = vec![false; graph.value_count()];
-        for v in wanted {
-            carries[v.0 as usize] = true;
-            keep[v.0 as usize] = true;
-        }
-        for node in graph.nodes() {
-            let inputs = node.inputs.iter().flatten().copied();
-            let shapes = node.op.as_ref().is_some_and(|op| op.barrier() == Some(Barrier::Shapes));
-            if shapes || !inputs.chain(captured(graph, node)).any(|v| carries[v.0 as usize]) {
-                continue;
-            }
-            node.outputs.iter().flatten().for_each(|v| carries[v.0 as usize] = true);
-            let keeps = node.op.as_ref().map(|op| op.keeps()).unwrap_or_default();
-            let ins = if keeps.inputs { &mut keep } else { &mut shape_only };
-            node.inputs.iter().flatten().for_each(|v| ins[v.0 as usize] = true);
-            if keeps.outputs {
-                node.outputs.iter().flatten().for_each(|v| keep[v.0 as usize] = true);
-            }
-        }
         let mut env = self.environment(inputs)?;
-        self.run_nodes(&mut env, overrides, &|_| None, &mut |i, env| {
+        self.run_nodes(&mut env, self.all(), overrides, &|_| None, &mut |i, env| {
             for v in graph.node(i).outputs.iter().flatten() {
                 if let Some(value) = &env[v.0 as usize] {
                     tap(*v, value)?;
                 }
             }
-            for v in &self.free_after[i] {
-                let slot = &mut env[v.0 as usize];
-                if keep[v.0 as usize] {
-                    continue;
-                }
-                *slot = match slot.take() {
-                    Some(value) if shape_only[v.0 as usize] => Some(hollow(value)?),
-                    _ => None,
-                };
-            }
-            Ok(())
+            let leave = self.free_after[i].iter().filter(|v| !segments.stays[v.0 as usize]);
+            leave.into_iter().try_for_each(|v| segments.leave(*v, env))
         })?;
         let outputs = self.collect(&env, overrides, &|_| None)?;
         let read = graph.nodes().iter().flat_map(|node| node.inputs.iter().flatten());
-        for v in read.chain(wanted) {
+        for v in read.chain(&segments.wanted) {
             let i = v.0 as usize;
-            if env[i].is_none() && (keep[i] || shape_only[i]) {
+            if env[i].is_none() && (segments.elements[i] || segments.shapes[i]) {
                 env[i] = self.constant(*v, overrides, &|_| None)?;
             }
         }
-        Ok(Tape { executor: self, env, carries, wanted: wanted.iter().copied().collect(), outputs })
+        Ok(Tape { executor: self, segments: segments.clone(), env, overrides: overrides.clone(), outputs })
+    }
+}
+
+impl Segments {
+    /// Frees a value, but for its shape where that is read.
+    fn leave(&self, v: ValueId, env: &mut [Option<Value>]) -> Result<()> {
+        let slot = &mut env[v.0 as usize];
+        *slot = match slot.take() {
+            Some(value) if self.shapes[v.0 as usize] => Some(hollow(value)?),
+            _ => None,
+        };
+        Ok(())
     }
 }
 
@@ -126,6 +142,11 @@ impl Tape<'_> {
         &self.outputs
     }
 
+    /// Bytes that are held for the reverse pass, constants aside; what shares a buffer is counted once.
+    pub fn kept_bytes(&self) -> u64 {
+        self.executor.kept_bytes(&self.env, &self.overrides)
+    }
+
     /// Gradients of the wanted values: [`Tape::backward_into`] with everything kept.
     pub fn backward(self, seeds: Vec<(usize, Float)>) -> Result<Gradients> {
         let mut all = Gradients::new();
@@ -142,17 +163,19 @@ impl Tape<'_> {
     /// A path that needs a gradient through an operator without one is an error that names the node.
     /// A wanted value that no path reaches is not handed over.
     pub fn backward_into(self, seeds: Vec<(usize, Float)>, sink: &mut Sink<'_>) -> Result<()> {
-        self.backward_watched(seeds, sink, &mut |_| {})
+        self.backward_watched(seeds, sink, &mut |_| Ok(()))
     }
 
-    /// As [`Tape::backward_into`]; `watch` runs behind each node.
-    pub(super) fn backward_watched(
+    /// As [`Tape::backward_into`]; `watch` is asked behind each node, those that are evaluated again too.
+    pub fn backward_watched(
         mut self,
         seeds: Vec<(usize, Float)>,
         sink: &mut Sink<'_>,
-        watch: &mut dyn FnMut(&Node),
+        watch: &mut Watch<'_>,
     ) -> Result<()> {
         let graph = self.executor.graph();
+        let segments = self.segments.clone();
+        self.outputs.clear();
         let complete = self.complete_at();
         let mut grads: HashMap<ValueId, Sum> = HashMap::new();
         for (output, grad) in seeds {
@@ -164,7 +187,8 @@ impl Tape<'_> {
             accumulate(&mut grads, *v, grad)?;
         }
         for (i, node) in graph.nodes().iter().enumerate().rev() {
-            for v in node.outputs.iter().flatten().filter(|v| self.wanted.contains(v)) {
+            self.evaluate_again(&segments.ending(i), watch)?;
+            for v in node.outputs.iter().flatten().filter(|v| segments.wanted.contains(v)) {
                 if let (Some(sum), Some(forward)) = (grads.get(v), &self.env[v.0 as usize]) {
                     sink(Gradient { value: *v, forward, grad: sum.grad.clone() })?;
                 }
@@ -172,9 +196,9 @@ impl Tape<'_> {
             let out_grads: Vec<Option<Float>> =
                 node.outputs.iter().map(|v| grads.remove(&(*v)?).map(|sum| sum.grad)).collect();
             let needs: Vec<bool> =
-                node.inputs.iter().map(|v| v.is_some_and(|v| self.carries[v.0 as usize])).collect();
+                node.inputs.iter().map(|v| v.is_some_and(|v| segments.carries[v.0 as usize])).collect();
             let reached = out_grads.iter().any(Option::is_some);
-            if reached && captured(graph, node).any(|v| self.carries[v.0 as usize]) {
+            if reached && captured(graph, node).any(|v| segments.carries[v.0 as usize]) {
                 return Err(no_gradient(graph, i));
             }
             if reached && needs.contains(&true) {
@@ -191,12 +215,36 @@ impl Tape<'_> {
             for v in &complete[i] {
                 self.hand_over(*v, &mut grads, sink)?;
             }
-            watch(node);
+            watch(Step { node, again: false, tape: (self.executor, &self.env, &self.overrides) })?;
         }
         // What is left was seeded and is read by no node.
         let rest: Vec<ValueId> =
-            graph.outputs().iter().copied().filter(|v| self.wanted.contains(v)).collect();
+            graph.outputs().iter().copied().filter(|v| segments.wanted.contains(v)).collect();
         rest.into_iter().try_for_each(|v| self.hand_over(v, &mut grads, sink))
+    }
+
+    /// Evaluates nodes of a segment from what stayed, and keeps what walking back through it reads.
+    fn evaluate_again(&mut self, nodes: &[NodeIndex], watch: &mut Watch<'_>) -> Result<()> {
+        let Tape { executor, segments, env, overrides, .. } = self;
+        let graph = executor.graph();
+        let mut last: HashMap<ValueId, NodeIndex> = HashMap::new();
+        for i in nodes {
+            for v in super::segments::inputs(graph, graph.node(*i)) {
+                last.entry(v).and_modify(|last| *last = *i);
+            }
+            for v in graph.node(*i).outputs.iter().flatten().filter(|v| !segments.stays[v.0 as usize]) {
+                env[v.0 as usize] = None;
+                last.insert(*v, *i);
+            }
+        }
+        let mut free: HashMap<NodeIndex, Vec<ValueId>> = HashMap::new();
+        for (v, i) in last.into_iter().filter(|(v, _)| !segments.elements[v.0 as usize]) {
+            free.entry(i).or_default().push(v);
+        }
+        executor.run_nodes(env, nodes.iter().copied(), overrides, &|_| None, &mut |i, env| {
+            free.remove(&i).into_iter().flatten().try_for_each(|v| segments.leave(v, env))?;
+            watch(Step { node: graph.node(i), again: true, tape: (executor, env, overrides) })
+        })
     }
 
     /// Wanted values that no node computes, by the first node that reads them.
@@ -205,7 +253,8 @@ impl Tape<'_> {
         let computed: HashSet<ValueId> =
             nodes.iter().flat_map(|n| n.outputs.iter().flatten().copied()).collect();
         let mut seen = HashSet::new();
-        let mut first = |v: &ValueId| self.wanted.contains(v) && !computed.contains(v) && seen.insert(*v);
+        let mut first =
+            |v: &ValueId| self.segments.wanted.contains(v) && !computed.contains(v) && seen.insert(*v);
         nodes.iter().map(|n| n.inputs.iter().flatten().copied().filter(|v| first(v)).collect()).collect()
     }
 
@@ -250,7 +299,7 @@ impl Tape<'_> {
 }
 
 /// Values that the bodies of a node read from outside.
-fn captured<'g>(graph: &'g Graph, node: &'g Node) -> impl Iterator<Item = ValueId> + 'g {
+pub(super) fn captured<'g>(graph: &'g Graph, node: &'g Node) -> impl Iterator<Item = ValueId> + 'g {
     node.bodies.iter().flat_map(|(_, body)| body.captured()).filter_map(|name| graph.find(&name))
 }
 
@@ -269,13 +318,31 @@ fn no_gradient(graph: &Graph, i: NodeIndex) -> Error {
 #[derive(Debug)]
 struct Sum {
     grad: Float,
+    /// Whether its elements were summed here, so that nothing else shares them. What a vector-Jacobian
+    /// product returns may be what came in.
+    own: bool,
 }
 
 fn accumulate(grads: &mut HashMap<ValueId, Sum>, v: ValueId, grad: Float) -> Result<()> {
-    let sum = match grads.remove(&v) {
-        Some(before) => (before.grad + grad)?,
-        None => grad,
-    };
-    grads.insert(v, Sum { grad: sum });
+    match grads.entry(v) {
+        Entry::Vacant(entry) => {
+            entry.insert(Sum { grad, own: false });
+        }
+        Entry::Occupied(mut entry) => {
+            let sum = entry.get_mut();
+            let alike = sum.grad.shape() == grad.shape() && sum.grad.dtype() == grad.dtype();
+            match grad.dtype() {
+                DType::F32 if sum.own && alike => add_to::<f32>(&sum.grad, &grad)?,
+                DType::F64 if sum.own && alike => add_to::<f64>(&sum.grad, &grad)?,
+                _ => *sum = Sum { grad: (&sum.grad + grad)?, own: true },
+            }
+        }
+    }
     Ok(())
+}
+
+/// Adds to the elements of a sum where they lie.
+fn add_to<T: float::Scalar>(sum: &Float, grad: &Float) -> Result<()> {
+    let grad = float::elements::<T>(grad)?;
+    float::change::<T, _>(sum, |sum| sum.iter_mut().zip(grad.iter()).for_each(|(s, g)| *s += *g))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Times of one training step: its four parts, and operators both ways by name.
+/// Times of one training step: its parts, and operators both ways by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Profile {
     /// Forward pass.
@@ -12,6 +12,8 @@ pub struct Profile {
     pub loss: Duration,
     /// Reverse pass.
     pub backward: Duration,
+    /// What of it went into values that were computed again.
+    pub again: Duration,
     /// Norm of the gradients and update of the parameters.
     pub optimizer: Duration,
     /// Operators of the forward pass.

@@ -118,6 +118,27 @@ fn gradients_stream_with_their_forward_values_and_a_sink_may_stop_them() {
 }
 
 #[test]
+fn sums_of_gradients_leave_what_came_in_as_it_was() {
+    // r is read four times; what flows into additions is one tensor for both sides.
+    let mut edit = residual().edit();
+    let (z, r) = (edit.graph().find("z").unwrap(), edit.graph().find("r").unwrap());
+    let a = edit.add_op("Add", &[r, r], Attributes::new(), "a");
+    let b = edit.add_op("Add", &[a, r], Attributes::new(), "b");
+    let c = edit.add_op("Add", &[b, z], Attributes::new(), "c");
+    edit.add_output(c);
+    let graph = edit.commit().unwrap();
+    let executor = Executor::new(&graph).unwrap();
+    let input = [("x".to_string(), f32s(&[1, 2], vec![1.0, 4.0]))];
+    let wanted = [r, a, b, z];
+    let tape = executor.forward(&input, &Overrides::new(), &wanted).unwrap();
+    let seed = ones((1, 2));
+    let grads = tape.backward(vec![(1, seed.clone())]).unwrap();
+    let of = |v: ValueId| grads[&v].to_vec2::<f32>().unwrap();
+    assert_eq!([of(r), of(a), of(b), of(z)], [4.0, 1.0, 1.0, 1.0].map(|g| [[g; 2]]));
+    assert_eq!(seed.to_vec2::<f32>().unwrap(), [[1.0; 2]]);
+}
+
+#[test]
 fn an_unknown_operator_is_named() {
     let mut edit = residual().edit();
     let z = edit.graph().find("z").unwrap();

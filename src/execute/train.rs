@@ -3,7 +3,7 @@
 mod state;
 
 use super::{
-    Executor, Gradient, Gradients, Overrides,
+    Executor, Gradient, Gradients, Overrides, Planner,
     optimizer::{AdamW, clip},
     profile::{Clock, Profile},
 };
@@ -40,6 +40,8 @@ pub struct Trainer {
     best: Option<state::Marked>,
     /// Largest joint norm of the gradients.
     pub clip_norm: f64,
+    /// What a step keeps of its forward pass.
+    pub planner: Planner,
 }
 
 impl Trainer {
@@ -75,6 +77,7 @@ impl Trainer {
             profile: Profile::default(),
             best: None,
             clip_norm: f64::INFINITY,
+            planner: Planner::default(),
         })
     }
 
@@ -89,8 +92,8 @@ impl Trainer {
         self.step_watched(inputs, rate, loss, &|| Ok(()))
     }
 
-    /// As [`Trainer::step`]; an error of `watch`, which is asked at every value and gradient, ends the
-    /// step before any parameter changes.
+    /// As [`Trainer::step`]; an error of `watch`, which is asked at every value and node of both passes, ends
+    /// the step before any parameter changes.
     pub fn step_watched(
         &mut self,
         inputs: &[(String, Tensor)],
@@ -100,10 +103,11 @@ impl Trainer {
     ) -> Result<f64> {
         let graph = self.executor.graph();
         let mut profile = Profile::default();
-        let mut clock = Clock::start();
         let wanted: Vec<ValueId> = self.parameters.iter().map(|p| p.id).collect();
+        let segments = self.planner.segments(&self.executor, inputs, &self.overrides, &wanted, watch)?;
         let uses = graph.uses();
-        let tape = self.executor.forward_tapped(inputs, &self.overrides, &wanted, &mut |v, _| {
+        let mut clock = Clock::start();
+        let tape = self.executor.forward_in(&segments, inputs, &self.overrides, &mut |v, _| {
             if let Some((node, _)) = uses.producer(v) {
                 clock.lap(profile.forward_operators.entry(graph.node(node).operator_name()).or_default());
             }
@@ -117,10 +121,14 @@ impl Trainer {
         let mut gradients = Gradients::new();
         let mut take = |g: Gradient<'_>| {
             gradients.insert(g.value, g.grad);
-            watch()
+            Ok(())
         };
-        tape.backward_watched(seeds, &mut take, &mut |node| {
-            clock.lap(profile.backward_operators.entry(node.operator_name()).or_default());
+        tape.backward_watched(seeds, &mut take, &mut |step| {
+            clock.lap(match step.again {
+                true => &mut profile.again,
+                false => profile.backward_operators.entry(step.node.operator_name()).or_default(),
+            });
+            watch()
         })?;
         clock.total(&mut profile.backward);
         let mut squares = 0.0;

@@ -2,6 +2,7 @@
 //! limit killed it. A process is never signalled on its number alone.
 
 use super::clock;
+use crate::hardware::Machine;
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -139,6 +140,13 @@ impl MemoryGroup {
 pub fn memory_limit(root: &Path) -> Option<Bytes> {
     let group = MemoryGroup::own(root)?;
     figure(&group.directory, ["memory.max", "memory.limit_in_bytes"])
+}
+
+/// Most memory that this process may hold: the limit of its group, and what the machine can give it now.
+pub fn memory_cap() -> Option<Bytes> {
+    let usable = Some(Machine::detect().usable_memory()).filter(|b| b.0 > 0);
+    let given = usable.map(|b| Bytes(b.0.saturating_add(resident().0)));
+    memory_limit(Path::new("/")).into_iter().chain(given).min()
 }
 
 /// Memory that this process holds now; 0 where the system does not tell.

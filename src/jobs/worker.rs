@@ -99,8 +99,7 @@ impl<'a> Worker<'a> {
         save::sweep(&job.dir);
         let state = job.state();
         let log = Log::open(&job.dir, state.next_seq)?;
-        let cap = crate::jobs::process::memory_limit(Path::new("/"));
-        let monitor = JobMonitor::new(&job.dir, log, state, cap);
+        let monitor = JobMonitor::new(&job.dir, log, state, super::process::memory_cap());
         let ticker = Ticker::new(&job.dir, lock, slot)?;
         Ok(Worker { job, paths, monitor, ticker })
     }

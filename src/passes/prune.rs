@@ -156,6 +156,7 @@ fn source<'a>(
         slope: settings.slope,
         form: settings.form,
         power: settings.power,
+        checkpointing: settings.checkpointing,
         seed: ctx.seed,
         monitor: ctx.monitor,
         memo: ctx.memo,
@@ -318,8 +319,7 @@ impl Pass for Prune {
             copies += 2;
         }
         if let Some(recover) = &settings.recover {
-            // Weights, gradients, two moments and the best weights; the original beside them.
-            copies = copies.max(5 + u64::from(recover.towards == recover::Towards::Reference));
+            copies = copies.max(recover::copies(recover.towards));
         }
         let moments = if settings.repair == Repair::Ridge { MOMENTS } else { 0 };
         Estimate {
@@ -351,7 +351,8 @@ impl Prune {
             cut => cut?,
         };
         if let Some(settings) = &self.settings.recover {
-            pruned = recover::recover(&pruned, ctx.original.unwrap_or(graph), settings, ctx, &mut report)?;
+            let (original, checkpointing) = (ctx.original.unwrap_or(graph), self.settings.checkpointing);
+            pruned = recover::recover(&pruned, original, settings, checkpointing, ctx, &mut report)?;
         }
         let options = target::counted(graph, ctx)?;
         let (before, after) =

@@ -6,13 +6,13 @@
 mod course;
 mod saved;
 
-use super::{Ctx, PassReport};
+use super::{Ctx, PassReport, keepable};
 use crate::error::{Error, Result};
 use crate::evaluate::objective::{Head, Objective};
 use crate::evaluate::samples::Samples;
 use crate::execute::optimizer::{AdamW, Cosine};
 use crate::execute::train::Trainer;
-use crate::execute::{Executor, Overrides};
+use crate::execute::{Checkpointing, Executor, Gradient, Overrides, Planner};
 use crate::graph::constants::Constants;
 use crate::graph::{Graph, ValueId};
 use crate::monitor::Level;
@@ -124,6 +124,12 @@ impl Recover {
     }
 }
 
+/// Copies of the weights that a training holds: themselves, gradients, two moments and the best; the original
+/// beside them.
+pub(super) fn copies(towards: Towards) -> u64 {
+    5 + u64::from(towards == Towards::Reference)
+}
+
 /// Trains `graph`. Facts and what was done go into the report; curves `loss`, `held_out` and `rate` to
 /// the monitor.
 ///
@@ -135,6 +141,7 @@ pub fn recover(
     graph: &Graph,
     original: &Graph,
     settings: &Recover,
+    checkpointing: Checkpointing,
     ctx: &Ctx<'_>,
     report: &mut PassReport,
 ) -> Result<Graph> {
@@ -142,8 +149,10 @@ pub fn recover(
     let data = given.rebound(graph)?;
     let data = &data;
     let head = Head::of(graph, data)?;
-    let wanted = trainable(graph, data, head)?;
+    let keepable = keepable(ctx.monitor, graph, copies(settings.towards));
+    let wanted = trainable(graph, data, head, Planner::new(checkpointing, keepable), ctx)?;
     let mut trainer = Trainer::new(graph, &wanted, AdamW::new(settings.weight_decay))?;
+    trainer.planner = Planner::new(checkpointing, keepable);
     if settings.clip > 0.0 {
         trainer.clip_norm = settings.clip;
     }
@@ -182,7 +191,13 @@ pub(super) fn data<'a>(ctx: &Ctx<'a>, towards: Towards) -> Result<&'a Samples> {
 }
 
 /// Float weights that a gradient reaches.
-fn trainable(graph: &Graph, data: &Samples, head: Head) -> Result<Vec<ValueId>> {
+fn trainable(
+    graph: &Graph,
+    data: &Samples,
+    head: Head,
+    mut planner: Planner,
+    ctx: &Ctx<'_>,
+) -> Result<Vec<ValueId>> {
     let constants = Constants::of(graph);
     let all: Vec<ValueId> = constants
         .weights()
@@ -192,12 +207,15 @@ fn trainable(graph: &Graph, data: &Samples, head: Head) -> Result<Vec<ValueId>> 
     let executor = Executor::new(graph)?;
     let batch = data.batch(&[0])?;
     let mut reached = BTreeSet::new();
-    let tape = executor.forward(&batch.inputs, &Overrides::new(), &all)?;
+    let (none, watch) = (Overrides::new(), || ctx.monitor.check());
+    let segments = planner.segments(&executor, &batch.inputs, &none, &all, &watch)?;
+    let tape = executor.forward_in(&segments, &batch.inputs, &none, &mut |_, _| watch())?;
     let loss = head.probe(tape.outputs(), &batch, 0)?;
-    tape.backward_into(loss.seeds, &mut |g| {
+    let mut take = |g: Gradient<'_>| {
         reached.insert(g.value);
         Ok(())
-    })?;
+    };
+    tape.backward_watched(loss.seeds, &mut take, &mut |_| watch())?;
     if reached.is_empty() {
         return Err(Error::unsupported("RECOVER-WEIGHTS", "no weight of this model can be trained")
             .found(format!("{} float weights of type f32", all.len()))
@@ -270,6 +288,7 @@ impl Run<'_> {
         fact("steps", step as f64);
         fact("held_out_before", first);
         fact("held_out_after", best);
+        fact("segments", self.trainer.planner.count() as f64);
         if let Some(step) = diverged {
             fact("diverged_at", step as f64);
         }

@@ -2,7 +2,7 @@
 
 use super::{DType, Data, Tensor};
 use crate::error::{Error, Result};
-use candle_core::Device;
+use candle_core::{CpuStorage, Device, Storage};
 
 /// An evaluated tensor.
 #[derive(Debug, Clone)]
@@ -88,6 +88,28 @@ impl Value {
         match self {
             Value::Host(t) => t.shape(),
             Value::Float(t) => t.dims(),
+        }
+    }
+
+    /// Where the elements lie in memory, and how many bytes are held there. Values that share their elements
+    /// have the same, whatever part of them is theirs.
+    pub fn buffer(&self) -> (usize, u64) {
+        match self {
+            Value::Host(t) => match &t.storage {
+                super::Storage::Owned(data) => (std::sync::Arc::as_ptr(data) as usize, t.byte_len()),
+                _ => (std::ptr::from_ref(t) as usize, 0),
+            },
+            Value::Float(t) => {
+                let (guard, _) = t.storage_and_layout();
+                let bytes = match &*guard {
+                    Storage::Cpu(CpuStorage::F16(v)) => size_of_val(v.as_slice()),
+                    Storage::Cpu(CpuStorage::BF16(v)) => size_of_val(v.as_slice()),
+                    Storage::Cpu(CpuStorage::F32(v)) => size_of_val(v.as_slice()),
+                    Storage::Cpu(CpuStorage::F64(v)) => size_of_val(v.as_slice()),
+                    _ => t.elem_count() * t.dtype().size_in_bytes(),
+                };
+                (std::ptr::from_ref(&*guard) as usize, bytes as u64)
+            }
         }
     }
 

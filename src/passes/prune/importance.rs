@@ -13,6 +13,7 @@ pub(super) use gates::{Gate, Positions, each_batch, gates};
 use super::criterion::{Criterion, Family, Form, Power, Slope};
 use crate::error::{Error, Result};
 use crate::evaluate::samples::Samples;
+use crate::execute::Checkpointing;
 use crate::graph::constants::Constants;
 use crate::graph::coupling::Coupled;
 use crate::graph::{Facts, Graph};
@@ -37,6 +38,7 @@ pub(super) struct Source<'a> {
     pub(super) slope: Slope,
     pub(super) form: Form,
     pub(super) power: Power,
+    pub(super) checkpointing: Checkpointing,
     pub(super) seed: u64,
     pub(super) monitor: &'a dyn Monitor,
     /// Where sums over data are kept that a run may want again.

@@ -5,6 +5,7 @@ use super::depth::Unit;
 use super::repair::Repair;
 use super::target::{Amount, Target};
 use crate::error::{Error, Result};
+use crate::execute::Checkpointing;
 use crate::passes::recover::Recover;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -96,6 +97,9 @@ pub struct Settings {
     /// Training behind the cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recover: Option<Recover>,
+    /// Whether reverse passes (of criteria by slope, and of training) compute again what they need of the
+    /// forward pass, in less memory: `auto`, `off` or a number of segments. The result is the same.
+    pub checkpointing: Checkpointing,
     /// Most rows of the calibration data to look at; 0 for all.
     pub samples: usize,
     /// Rows at once; 0 leaves it to the data.
@@ -128,6 +132,7 @@ impl Default for Settings {
             repair: Repair::default(),
             ridge: 0.01,
             recover: None,
+            checkpointing: Checkpointing::default(),
             samples: 128,
             batch: 0,
             sensitivity_samples: 8,

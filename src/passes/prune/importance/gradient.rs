@@ -10,9 +10,10 @@ use super::kept::Kept;
 use super::{Criterion, Source, data};
 use crate::error::{Error, Result};
 use crate::evaluate::objective::{Head, Loss, Objective};
-use crate::execute::{Executor, Overrides, backward::Gradient};
+use crate::execute::{Executor, Gradient, Overrides, Planner};
 use crate::graph::ValueId;
 use crate::ops::float::elements;
+use crate::passes::keepable;
 use crate::passes::prune::criterion::{Form, Power, Slope};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,33 +42,35 @@ fn kept<'a>(source: &Source<'a>, criterion: Criterion, units: usize) -> Kept<'a>
     Kept::of(source, &pass, units)
 }
 
-/// Runs every batch but the first `skip` forward and back; `each` takes gradients, `end` the end of a batch
-/// with the number of batches so far.
+/// Runs every batch but the first `skip` forward and back, beside so many copies of the weights; `each` takes
+/// gradients, `end` the end of a batch with the number of batches so far.
 fn each_gradient(
     source: &Source<'_>,
     executor: &Executor,
     wanted: &[ValueId],
     skip: usize,
+    copies: u64,
     each: &mut dyn FnMut(&Positions, &Gradient<'_>, f64) -> Result<()>,
     end: &mut dyn FnMut(usize),
 ) -> Result<()> {
     let data = data(source.data)?;
     let head = Head::of(source.graph, data)?;
     let task = source.slope != Slope::Reference && data.labelled();
-    let none = Overrides::new();
+    let (none, watch) = (Overrides::new(), || source.monitor.check());
+    let mut planner = Planner::new(source.checkpointing, keepable(source.monitor, source.graph, copies));
     each_batch(source, "prune: look at gradients", skip, &mut |i, batch| {
         let positions = Positions::of(batch)?;
-        let tape =
-            executor.forward_tapped(&batch.inputs, &none, wanted, &mut |_, _| source.monitor.check())?;
+        let segments = planner.segments(executor, &batch.inputs, &none, wanted, &watch)?;
+        let tape = executor.forward_in(&segments, &batch.inputs, &none, &mut |_, _| watch())?;
         let Loss { seeds, count, .. } = match task {
             true => head.loss(Objective::Likelihood, tape.outputs(), batch, None)?,
             false => head.probe(tape.outputs(), batch, source.seed.wrapping_add(i as u64 + 1))?,
         };
-        tape.backward_into(seeds, &mut |gradient| {
-            source.monitor.check()?;
+        let mut take = |gradient: Gradient<'_>| {
             let name = source.graph.value_name(gradient.value);
             each(&positions, &gradient, count).map_err(|e| e.field(format!("gradient of \"{name}\"")))
-        })?;
+        };
+        tape.backward_watched(seeds, &mut take, &mut |_| watch())?;
         end(i + 1);
         Ok(())
     })
@@ -141,7 +144,7 @@ fn by_gate(source: &Source<'_>, executor: &Executor) -> Result<Vec<f64>> {
         }
         kept.note(batches, sums.clone());
     };
-    let outcome = each_gradient(source, executor, &wanted, skip, &mut each, &mut end);
+    let outcome = each_gradient(source, executor, &wanted, skip, 1, &mut each, &mut end);
     kept.write();
     outcome?;
     finite(&sums)?;
@@ -237,7 +240,8 @@ fn by_weight(source: &Source<'_>, executor: &Executor, criterion: Criterion) -> 
             kept.note(done, sums.clone());
         }
     };
-    let outcome = each_gradient(source, executor, &wanted, skip, &mut each, &mut end);
+    let copies = if criterion == Criterion::LlmPruner { 3 } else { 1 };
+    let outcome = each_gradient(source, executor, &wanted, skip, copies, &mut each, &mut end);
     kept.write();
     outcome?;
     let (seen, batches) = (batches, batches.max(1) as f64);
