@@ -1,10 +1,7 @@
 //! Gradient checkpointing: the same bits from less memory, each gradient once, and an end when asked.
 
-#[allow(dead_code)]
-#[path = "../examples/train_digits/net.rs"]
-mod net;
-
 use crate::architectures::{Fixture, uniform};
+use crate::sample::net;
 use crate::transformer::{Decoder, Encoder};
 use std::path::Path;
 use std::sync::Arc;

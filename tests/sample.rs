@@ -2,7 +2,7 @@
 
 #[allow(dead_code)]
 #[path = "../examples/train_digits/net.rs"]
-mod net;
+pub(crate) mod net;
 
 use std::path::Path;
 use std::process::Command;
