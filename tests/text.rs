@@ -235,3 +235,35 @@ fn models_and_data_that_do_not_belong_together_are_named() {
     let e = generate(&source, &options, &Silent, &mut |_| Ok(())).unwrap_err();
     assert_eq!((e.code(), e.kind().exit_code()), ("CHAT-NONE", 4));
 }
+
+#[test]
+fn long_rows_are_cut_to_various_lengths_and_short_ones_stay() {
+    use tinsmith::data::{TextSet, TokenSet};
+    let dir = tempfile::tempdir().unwrap();
+    small_decoder(dir.path());
+    let tokenizer = Tokenizer::open(dir.path()).unwrap();
+    let words = |n: usize| (0..n).map(|i| format!("w{}", 1 + i % 39)).collect::<Vec<_>>().join(" ");
+    let lines: Vec<String> = (0..40)
+        .map(|i| serde_json::json!({ "text": words(if i % 8 == 0 { 20 } else { 300 }) }).to_string())
+        .collect();
+    let file = dir.path().join("rows.jsonl");
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let texts = TextSet::open(&format!("jsonl:{}?text=text", file.display())).unwrap();
+    let even = TokenSet::of(&texts, &tokenizer, 128).unwrap();
+    let varied = TokenSet::varied(&texts, &tokenizer, 128).unwrap();
+    assert_ne!(even.hash(), varied.hash(), "other rows, other digest");
+    assert_eq!((even.cut(), varied.cut()), (35, 35));
+    let mut lengths = Vec::new();
+    for (i, (even, varied)) in even.rows().iter().zip(varied.rows()).enumerate() {
+        assert_eq!(even[..varied.len()], varied[..], "the beginning stays");
+        match i % 8 {
+            0 => assert_eq!(varied.len(), 20),
+            _ => lengths.push(varied.len()),
+        }
+    }
+    assert!(lengths.iter().all(|n| (16..=128).contains(n)), "{lengths:?}");
+    let below = |n: usize| lengths.iter().filter(|l| **l < n).count();
+    for (n, part) in [(32, 1.0 / 3.0), (64, 2.0 / 3.0)] {
+        assert!((below(n) as f64 / 35.0 - part).abs() < 0.1, "{} of 35 rows are shorter than {n}", below(n));
+    }
+}

@@ -30,33 +30,50 @@ impl TokenSet {
     /// Tokenises every row, with the special tokens that the tokenizer puts around a text. Rows longer
     /// than `longest` tokens are cut; the tokens that end a row stay at its end.
     pub fn of(texts: &TextSet, tokenizer: &Tokenizer, longest: usize) -> Result<TokenSet> {
+        TokenSet::cut_to(texts, tokenizer, longest, &|_| longest, &format!("{longest}"))
+    }
+
+    /// As [`TokenSet::of`], but rows that are longer than `longest` are cut to different lengths from an
+    /// eighth of it on, evenly by their logarithm. Some units tell how long a row is: over rows of one
+    /// length they look constant.
+    pub fn varied(texts: &TextSet, tokenizer: &Tokenizer, longest: usize) -> Result<TokenSet> {
+        const GOLDEN: f64 = 0.618_033_988_749_895;
+        let length = |row: usize| {
+            let part = ((row + 1) as f64 * GOLDEN).fract();
+            ((longest as f64 * 0.125f64.powf(part)).round() as usize).clamp(longest.min(8), longest)
+        };
+        TokenSet::cut_to(texts, tokenizer, longest, &length, &format!("varied{longest}"))
+    }
+
+    /// Rows longer than `longest` are cut to `length` of their number.
+    fn cut_to(
+        texts: &TextSet,
+        tokenizer: &Tokenizer,
+        longest: usize,
+        length: &dyn Fn(usize) -> usize,
+        how: &str,
+    ) -> Result<TokenSet> {
         let ending = ending(tokenizer)?;
         if longest <= ending.len() {
             return Err(Error::usage("TOKENS-LENGTH", "rows of this length hold no text")
                 .found(longest)
                 .limit(format!("more than {}", ending.len())));
         }
-        let rows = (0..texts.len())
+        let mut rows = (0..texts.len())
             .into_par_iter()
             .map(|row| {
                 tokenizer.encode(&texts.text(row)?, true).map_err(|e| e.field(format!("row {}", row + 1)))
             })
             .collect::<Result<Vec<Vec<u32>>>>()?;
         let mut cut = 0;
-        let rows = rows
-            .into_iter()
-            .map(|mut row| {
-                if row.len() > longest {
-                    cut += 1;
-                    row.truncate(longest - ending.len());
-                    row.extend(&ending);
-                }
-                row
-            })
-            .collect();
+        for (i, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.len() > longest) {
+            cut += 1;
+            row.truncate(length(i).max(ending.len() + 1) - ending.len());
+            row.extend(&ending);
+        }
         let special = tokenizer.special();
         let pad = special.pad.or(special.eos.first().copied()).unwrap_or(0);
-        let hash = crate::save::sha256(format!("{}{}{longest}", texts.hash(), tokenizer.digest()).as_bytes());
+        let hash = crate::save::sha256(format!("{}{}{how}", texts.hash(), tokenizer.digest()).as_bytes());
         Ok(TokenSet { rows, labels: texts.labels().to_vec(), pad, cut, hash })
     }
 

@@ -69,7 +69,8 @@ pub struct Samples {
 impl Samples {
     /// Binds the data of a spec to a graph and makes the first batch, so that data of the wrong shape
     /// are known before anything is computed. `tokenizer` is asked for where the data are texts;
-    /// `length` is the most tokens of a row.
+    /// `length` is the most tokens of a row; without it, long rows of models that predict no next token are
+    /// cut to various lengths.
     ///
     /// # Errors
     /// Those of reading the data; `Unsupported` where the model has inputs that the data cannot fill.
@@ -114,6 +115,7 @@ impl Samples {
         let longest = length.unwrap_or(LENGTH).min(tokenizer.longest().unwrap_or(usize::MAX));
         let tokens = match causal {
             true => TokenSet::windows(texts, tokenizer, longest)?,
+            false if length.is_none() => TokenSet::varied(texts, tokenizer, longest)?,
             false => TokenSet::of(texts, tokenizer, longest)?,
         };
         if tokens.len() == 0 {
