@@ -8,7 +8,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tinsmith::config::Paths;
-use tinsmith::execute::{Executor, Overrides};
+use tinsmith::execute::{Executor, Overrides, Seen};
 use tinsmith::monitor::Silent;
 use tinsmith::runtime::{self, Runtime, Session, SessionOptions};
 use tinsmith::tensor::Tensor;
@@ -24,14 +24,10 @@ fn median(mut times: Vec<Duration>) -> f64 {
 
 /// Milliseconds of each operator in one run.
 fn operators(executor: &Executor, feed: &[(String, Tensor)]) -> Result<Vec<(String, f64)>, Box<dyn Error>> {
-    let graph = executor.graph();
-    let uses = graph.uses();
     let (mut times, mut last) = (BTreeMap::<String, f64>::new(), Instant::now());
-    executor.run_tapped(feed, &Overrides::new(), &mut |v, _| {
+    executor.run_watched(feed, &Overrides::new(), &mut |step| {
         let now = Instant::now();
-        if let Some((node, _)) = uses.producer(v) {
-            *times.entry(graph.node(node).operator_name()).or_default() += (now - last).as_secs_f64() * 1e3;
-        }
+        *times.entry(step.title()).or_default() += (now - last).as_secs_f64() * 1e3;
         last = now;
         Ok(())
     })?;
@@ -47,21 +43,25 @@ fn compare(runtime: &Runtime, model: &Path, input: Tensor) -> Result<(), Box<dyn
     let shape = input.shape().to_vec();
     let feed = [(session.inputs()[0].name.clone(), input)];
     let prepared = session.prepare(&feed)?;
-    let (mut ours, mut theirs) = (vec![], vec![]);
+    let (mut ours, mut apart, mut theirs) = (vec![], vec![], vec![]);
     for round in 0..ROUNDS + 3 {
         let start = Instant::now();
         executor.run(&feed)?;
         let own = start.elapsed();
+        let start = Instant::now();
+        executor.run_tapped(&feed, &Overrides::new(), Seen::All, &mut |_, _| Ok(()))?;
+        let by_node = start.elapsed();
         let other = session.time(&prepared, 1)?;
         // The first rounds load weights and warm caches.
         if round >= 3 {
             ours.push(own);
+            apart.push(by_node);
             theirs.push(other);
         }
     }
-    let (ours, theirs) = (median(ours), median(theirs));
+    let (ours, apart, theirs) = (median(ours), median(apart), median(theirs));
     println!(
-        "{} {shape:?}: executor {ours:.2} ms, ONNX Runtime {theirs:.2} ms, ratio {:.2}",
+        "{} {shape:?}: executor {ours:.2} ms (node by node {apart:.2} ms), ONNX Runtime {theirs:.2} ms, ratio {:.2}",
         model.file_name().unwrap_or_default().to_string_lossy(),
         ours / theirs
     );

@@ -1,35 +1,53 @@
-//! The executor over `ops`: forward evaluation with buffers freed after their last use, taps, the
-//! reverse pass over the graph, which keeps or computes again what it reads, losses, optimisers and the
-//! training loop. Knows no pass and no task.
+//! The executor over `ops`: a plan of steps, forward evaluation with buffers freed after their last use,
+//! taps, the reverse pass over the graph, which keeps or computes again what it reads, losses, optimisers and
+//! the training loop. Knows no pass and no task.
 
 pub mod backward;
 pub mod checkpointing;
+mod fuse;
 pub mod loss;
 pub mod optimizer;
+pub mod plan;
 pub mod profile;
 pub mod segments;
 pub mod sizes;
 pub mod train;
 
-pub use backward::{Gradient, Gradients, Sink, Step, Tape, Watch};
+pub use backward::{Gradient, Gradients, Sink, Tape, Walk, WatchBack};
 pub use checkpointing::{Checkpointing, Planner};
+pub use plan::{Plan, Step};
 pub use segments::Segments;
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Node, NodeIndex, Type, ValueId};
+use crate::graph::{Graph, NodeIndex, Type, ValueId};
 use crate::ops::Operator;
 use crate::tensor::{Tensor, Value};
+use fuse::Fusion;
 use std::{
-    collections::{HashMap, HashSet},
-    ops::Range,
-    sync::OnceLock,
+    collections::HashMap,
+    sync::{Arc, OnceLock},
 };
 
 /// Values that replace constants for one run: parameters in training, variants of a weight.
 pub type Overrides = HashMap<ValueId, Value>;
 
-/// Sees every value as it is computed.
+/// Sees values as they are computed.
 pub type Tap<'a> = dyn FnMut(ValueId, &Value) -> Result<()> + 'a;
+
+/// Which values a run must show to its tap. Steps that would skip one of them run node by node.
+#[derive(Clone, Copy)]
+pub enum Seen<'a> {
+    /// Every value that a node computes.
+    All,
+    /// Those for which this holds, where nodes compute them. What else the steps compute is shown too.
+    Of(&'a dyn Fn(ValueId) -> bool),
+}
+
+/// Told of each step once it has run.
+pub type Watch<'a> = dyn FnMut(&Step) -> Result<()> + 'a;
+
+/// Values by number, those that are computed and not yet freed.
+type Env = Vec<Option<Value>>;
 
 /// A graph made ready to run. Constants, those that nodes hold included, are loaded when first needed
 /// and kept.
@@ -37,8 +55,10 @@ pub type Tap<'a> = dyn FnMut(ValueId, &Value) -> Result<()> + 'a;
 pub struct Executor {
     graph: Graph,
     constants: Vec<OnceLock<Value>>,
-    /// Values to free after each node.
-    free_after: Vec<Vec<ValueId>>,
+    fusions: Vec<Arc<Fusion>>,
+    /// With all fusions, and with none.
+    plan: Arc<Plan>,
+    plain: Arc<Plan>,
     /// Executors of the bodies of each node.
     bodies: Vec<Vec<Executor>>,
 }
@@ -63,17 +83,14 @@ impl Executor {
                 bodies.push(vec![]);
             }
         }
-        let uses = graph.uses();
-        let outputs: HashSet<ValueId> = graph.outputs().iter().copied().collect();
-        let mut free_after = vec![vec![]; graph.nodes().len()];
-        for v in (0..graph.value_count() as u32).map(ValueId).filter(|v| !outputs.contains(v)) {
-            let produced = uses.producer(v).map(|(n, _)| n);
-            if let Some(last) = uses.consumers(v).iter().map(|(n, _)| *n).max().or(produced) {
-                free_after[last].push(v);
-            }
-        }
+        let fusions = fuse::find(graph);
+        let plain = Arc::new(Plan::new(graph, []));
+        let plan = match fusions.is_empty() {
+            true => Arc::clone(&plain),
+            false => Arc::new(Plan::new(graph, fusions.iter().map(|f| &**f))),
+        };
         let constants = (0..graph.value_count()).map(|_| OnceLock::new()).collect();
-        Ok(Executor { graph: graph.clone(), constants, free_after, bodies })
+        Ok(Executor { graph: graph.clone(), constants, fusions, plan, plain, bodies })
     }
 
     /// The graph.
@@ -81,9 +98,26 @@ impl Executor {
         &self.graph
     }
 
+    /// The steps in which it runs where no inner value is asked for.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The steps that compute every value for which `seen` holds, and take no constant for granted for
+    /// which `changes` does.
+    fn plan_for(&self, seen: &dyn Fn(ValueId) -> bool, changes: &dyn Fn(ValueId) -> bool) -> Arc<Plan> {
+        let fits = |f: &&Fusion| !f.inner.iter().any(|v| seen(*v)) && !f.fixed.iter().any(|v| changes(*v));
+        let fusions: Vec<&Fusion> = self.fusions.iter().map(|f| &**f).filter(fits).collect();
+        match fusions.len() {
+            n if n == self.fusions.len() => Arc::clone(&self.plan),
+            0 => Arc::clone(&self.plain),
+            _ => Arc::new(Plan::new(&self.graph, fusions)),
+        }
+    }
+
     /// Runs on named inputs and returns the graph outputs in order.
     pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>> {
-        let outputs = self.run_tapped(inputs, &Overrides::new(), &mut |_, _| Ok(()))?;
+        let outputs = self.run_watched(inputs, &Overrides::new(), &mut |_| Ok(()))?;
         self.graph
             .outputs()
             .iter()
@@ -92,21 +126,44 @@ impl Executor {
             .collect()
     }
 
-    /// Runs and shows every computed value to `tap`; an error of the tap stops the run.
+    /// Runs and calls `watch` behind each step; its error stops the run. Returns the graph outputs in
+    /// order.
+    pub fn run_watched(
+        &self,
+        inputs: &[(String, Tensor)],
+        overrides: &Overrides,
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<Value>> {
+        let plan = self.plan_for(&|_| false, &|v| overrides.contains_key(&v));
+        self.run_plan(&plan, inputs, overrides, &mut |step, _| watch(step))
+    }
+
+    /// Runs and shows values to `tap`, those of `seen` at least; an error of the tap stops the run.
     pub fn run_tapped(
         &self,
         inputs: &[(String, Tensor)],
         overrides: &Overrides,
+        seen: Seen<'_>,
         tap: &mut Tap<'_>,
     ) -> Result<Vec<Value>> {
+        let plan = match seen {
+            Seen::All => Arc::clone(&self.plain),
+            Seen::Of(seen) => self.plan_for(seen, &|v| overrides.contains_key(&v)),
+        };
+        self.run_plan(&plan, inputs, overrides, &mut |step, env| shown(step, env, tap))
+    }
+
+    fn run_plan(
+        &self,
+        plan: &Plan,
+        inputs: &[(String, Tensor)],
+        overrides: &Overrides,
+        see: &mut dyn FnMut(&Step, &Env) -> Result<()>,
+    ) -> Result<Vec<Value>> {
         let mut env = self.environment(inputs)?;
-        self.run_nodes(&mut env, self.all(), overrides, &|_| None, &mut |i, env| {
-            for v in self.graph.node(i).outputs.iter().flatten() {
-                if let Some(value) = &env[v.0 as usize] {
-                    tap(*v, value)?;
-                }
-            }
-            for v in &self.free_after[i] {
+        self.run_steps(plan, plan.all(), &mut env, overrides, &|_| None, &mut |s, env| {
+            see(&plan.steps()[s], env)?;
+            for v in plan.free_after(s) {
                 env[v.0 as usize] = None;
             }
             Ok(())
@@ -115,8 +172,8 @@ impl Executor {
     }
 
     /// The inputs checked against their declarations, each at its place.
-    fn environment(&self, inputs: &[(String, Tensor)]) -> Result<Vec<Option<Value>>> {
-        let mut env: Vec<Option<Value>> = vec![None; self.graph.value_count()];
+    fn environment(&self, inputs: &[(String, Tensor)]) -> Result<Env> {
+        let mut env: Env = vec![None; self.graph.value_count()];
         for (name, tensor) in inputs {
             let known = self.graph.find(name).filter(|v| self.graph.inputs().contains(v));
             let Some(v) = known else {
@@ -193,24 +250,21 @@ impl Executor {
             .collect()
     }
 
-    fn all(&self) -> Range<NodeIndex> {
-        0..self.graph.nodes().len()
-    }
-
-    /// Evaluates nodes, which ascend; `after` runs behind each and may free values.
-    fn run_nodes(
+    /// Evaluates these steps of a plan, which ascend; `after` runs behind each and may free values.
+    fn run_steps(
         &self,
-        env: &mut Vec<Option<Value>>,
-        nodes: impl IntoIterator<Item = NodeIndex>,
+        plan: &Plan,
+        steps: impl IntoIterator<Item = usize>,
+        env: &mut Env,
         overrides: &Overrides,
         outer: &dyn Fn(&str) -> Option<Value>,
-        after: &mut dyn FnMut(NodeIndex, &mut Vec<Option<Value>>) -> Result<()>,
+        after: &mut dyn FnMut(usize, &mut Env) -> Result<()>,
     ) -> Result<()> {
-        for i in nodes {
-            let node = self.graph.node(i);
-            let at = |e: Error| e.node(self.graph.label(i)).field(node.operator_name());
-            let mut owned: Vec<Option<Value>> = Vec::with_capacity(node.inputs.len());
-            for v in &node.inputs {
+        for s in steps {
+            let step = &plan.steps()[s];
+            let at = |e: Error| e.node(self.graph.label(step.at())).field(step.name());
+            let mut owned: Vec<Option<Value>> = Vec::with_capacity(step.inputs.len());
+            for v in &step.inputs {
                 owned.push(match v {
                     None => None,
                     Some(v) => match &env[v.0 as usize] {
@@ -219,7 +273,7 @@ impl Executor {
                     },
                 });
             }
-            for (slot, (v, value)) in node.inputs.iter().zip(&owned).enumerate() {
+            for (slot, (v, value)) in step.inputs.iter().zip(&owned).enumerate() {
                 if v.is_some() && value.is_none() {
                     return Err(at(Error::internal(
                         "VALUE",
@@ -228,32 +282,32 @@ impl Executor {
                 }
             }
             let inputs: Vec<Option<&Value>> = owned.iter().map(Option::as_ref).collect();
-            let outputs = match &node.op {
-                Some(op) if node.inputs.is_empty() && op.deterministic() => {
-                    self.held(node, &**op).map_err(at)?
+            let outputs = match &step.op {
+                Some(op) if step.inputs.is_empty() && op.deterministic() => {
+                    self.held(&step.outputs, &**op).map_err(at)?
                 }
-                Some(op) if node.bodies.is_empty() => op.eval(&inputs).map_err(at)?,
-                _ => self.run_if(i, &inputs, env, overrides, outer).map_err(at)?,
+                Some(op) => op.eval(&inputs).map_err(at)?,
+                None => self.run_if(step.at(), &inputs, env, overrides, outer).map_err(at)?,
             };
-            for (v, value) in node.outputs.iter().zip(outputs) {
+            for (v, value) in step.outputs.iter().zip(outputs) {
                 if let Some(v) = v {
                     env[v.0 as usize] = Some(value);
                 }
             }
-            after(i, env)?;
+            after(s, env)?;
         }
         Ok(())
     }
 
     /// Outputs of a node that reads nothing, computed once.
-    fn held(&self, node: &Node, op: &dyn Operator) -> Result<Vec<Value>> {
+    fn held(&self, outputs: &[Option<ValueId>], op: &dyn Operator) -> Result<Vec<Value>> {
         let cell = |v: &Option<ValueId>| v.and_then(|v| self.constants[v.0 as usize].get().cloned());
-        let kept: Option<Vec<Value>> = node.outputs.iter().map(cell).collect();
+        let kept: Option<Vec<Value>> = outputs.iter().map(cell).collect();
         if let Some(kept) = kept {
             return Ok(kept);
         }
         let computed = op.eval(&[])?;
-        for (v, value) in node.outputs.iter().zip(&computed) {
+        for (v, value) in outputs.iter().zip(&computed) {
             if let Some(v) = v {
                 self.constants[v.0 as usize].get_or_init(|| value.clone());
             }
@@ -282,11 +336,21 @@ impl Executor {
                 None => self.constant(v, overrides, outer).ok().flatten().or_else(|| outer(name)),
             }
         };
-        let mut inner: Vec<Option<Value>> = vec![None; body.graph.value_count()];
+        let mut inner: Env = vec![None; body.graph.value_count()];
         let none = Overrides::new();
-        body.run_nodes(&mut inner, body.all(), &none, &lookup, &mut |_, _| Ok(()))?;
+        body.run_steps(&body.plan, body.plan.all(), &mut inner, &none, &lookup, &mut |_, _| Ok(()))?;
         body.collect(&inner, &none, &lookup)
     }
+}
+
+/// Shows what a step computed to a tap.
+fn shown(step: &Step, env: &Env, tap: &mut Tap<'_>) -> Result<()> {
+    for v in step.outputs.iter().flatten() {
+        if let Some(value) = &env[v.0 as usize] {
+            tap(*v, value)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

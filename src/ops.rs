@@ -39,6 +39,7 @@ mod select;
 mod shape;
 mod skip_norm;
 mod spatial;
+pub(crate) mod spelled;
 mod unary;
 mod vector_norm;
 

@@ -44,6 +44,8 @@ mod gradients_attention;
 mod gradients_pointwise;
 #[path = "gradients_none.rs"]
 mod gradients_none;
+#[path = "fusion.rs"]
+mod fusion;
 
 #[path = "text.rs"]
 mod text;

@@ -55,7 +55,7 @@ fn seeds(outputs: &[Value]) -> Vec<(usize, candle_core::Tensor)> {
 }
 
 fn pass(executor: &Executor, inputs: &Inputs, segments: &Arc<Segments>) -> Pass {
-    let tape = executor.forward_in(segments, inputs, &Overrides::new(), &mut |_, _| Ok(())).unwrap();
+    let tape = executor.forward_in(segments, inputs, &Overrides::new(), &mut |_| Ok(())).unwrap();
     let outputs = tape.outputs().iter().filter(|v| v.float().is_ok()).map(bits).collect();
     let seeds = seeds(tape.outputs());
     let (mut seen, mut again, mut peak) = (vec![], vec![], tape.kept_bytes());
@@ -209,7 +209,7 @@ fn sink_and_watch_end_the_walk_where_they_are() {
     let whole = pass(&executor, &inputs, &segments);
     let stop = || Error::stopped("STOPPED", "stopped");
     for at in [0, whole.seen.len() / 2] {
-        let tape = executor.forward_in(&segments, &inputs, &Overrides::new(), &mut |_, _| Ok(())).unwrap();
+        let tape = executor.forward_in(&segments, &inputs, &Overrides::new(), &mut |_| Ok(())).unwrap();
         let (seeds, mut taken, mut behind) = (seeds(tape.outputs()), 0, 0);
         let stopped = std::cell::Cell::new(false);
         let e = tape.backward_watched(
@@ -227,7 +227,7 @@ fn sink_and_watch_end_the_walk_where_they_are() {
         assert_eq!((e.unwrap_err().code(), taken, behind), ("STOPPED", at + 1, 0));
     }
     for at in [1, whole.again.len() / 2] {
-        let tape = executor.forward_in(&segments, &inputs, &Overrides::new(), &mut |_, _| Ok(())).unwrap();
+        let tape = executor.forward_in(&segments, &inputs, &Overrides::new(), &mut |_| Ok(())).unwrap();
         let (seeds, mut again) = (seeds(tape.outputs()), 0);
         let e = tape.backward_watched(seeds, &mut |_| Ok(()), &mut |step| {
             again += usize::from(step.again);

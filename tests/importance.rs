@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use tinsmith::evaluate::parity::parity;
 use tinsmith::evaluate::samples::{Batch, Samples, Targets};
-use tinsmith::execute::{Executor, Overrides};
+use tinsmith::execute::{Executor, Overrides, Seen};
 use tinsmith::graph::{Edit, Graph, Type, ValueId};
 use tinsmith::monitor::Silent;
 use tinsmith::ops::{Attributes, Dim};
@@ -110,7 +110,7 @@ fn flow(graph: &Graph) -> Vec<f32> {
             }
             Ok(())
         };
-        executor.run_tapped(&batch.unwrap().inputs, &Overrides::new(), &mut tap).unwrap();
+        executor.run_tapped(&batch.unwrap().inputs, &Overrides::new(), Seen::All, &mut tap).unwrap();
     }
     out
 }

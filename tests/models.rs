@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tinsmith::analysis::{self, Options};
 use tinsmith::data::DataSet;
 use tinsmith::evaluate::parity::parity;
-use tinsmith::execute::{Executor, Overrides};
+use tinsmith::execute::{Executor, Overrides, Seen};
 use tinsmith::formats;
 use tinsmith::runtime::{Session, SessionOptions};
 use tinsmith::tensor::Tensor;
@@ -243,7 +243,7 @@ fn counted(graph: &tinsmith::graph::Graph, feed: &[(String, Tensor)]) -> u64 {
         shapes[graph.find(name).unwrap().0 as usize] = Some(t.shape().to_vec());
     }
     executor
-        .run_tapped(feed, &Overrides::new(), &mut |v, value| {
+        .run_tapped(feed, &Overrides::new(), Seen::All, &mut |v, value| {
             shapes[v.0 as usize] = Some(value.shape().to_vec());
             Ok(())
         })

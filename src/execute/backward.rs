@@ -2,10 +2,10 @@
 //! Only values that a vector-Jacobian product reads are kept from the forward pass, or computed again from
 //! such ones, segment by segment.
 
-use super::{Executor, Overrides, Segments, Tap};
+use super::{Env, Executor, Overrides, Plan, Segments, Step, Tap, Watch, shown};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Node, NodeIndex, ValueId};
-use crate::ops::{Barrier, Vjp, float};
+use crate::graph::{Graph, Node, ValueId};
+use crate::ops::{Vjp, float};
 use crate::tensor::{Tensor, Value};
 use candle_core::{DType, Tensor as Float};
 use std::collections::{HashMap, HashSet, hash_map::Entry};
@@ -28,16 +28,18 @@ pub struct Gradient<'a> {
 /// Takes gradients as they become complete; an error stops the pass.
 pub type Sink<'a> = dyn FnMut(Gradient<'_>) -> Result<()> + 'a;
 
-/// A step of the reverse pass.
-pub struct Step<'a> {
-    /// The node that is behind.
+/// Where the reverse pass is.
+pub struct Walk<'a> {
+    /// The step that is behind.
+    pub step: &'a Step,
+    /// The node in whose place it runs.
     pub node: &'a Node,
     /// Whether it was evaluated again, and not walked back through.
     pub again: bool,
     tape: (&'a Executor, &'a [Option<Value>], &'a Overrides),
 }
 
-impl Step<'_> {
+impl Walk<'_> {
     /// As [`Tape::kept_bytes`], now.
     pub fn kept_bytes(&self) -> u64 {
         let (executor, env, overrides) = self.tape;
@@ -46,14 +48,14 @@ impl Step<'_> {
 }
 
 /// Sees every step of the reverse pass; an error stops it.
-pub type Watch<'a> = dyn FnMut(Step<'_>) -> Result<()> + 'a;
+pub type WatchBack<'a> = dyn FnMut(Walk<'_>) -> Result<()> + 'a;
 
 /// A forward pass with what its reverse needs.
 #[derive(Debug)]
 pub struct Tape<'e> {
     executor: &'e Executor,
     segments: Arc<Segments>,
-    env: Vec<Option<Value>>,
+    env: Env,
     overrides: Overrides,
     outputs: Vec<Value>,
 }
@@ -67,10 +69,13 @@ impl Executor {
         overrides: &Overrides,
         wanted: &[ValueId],
     ) -> Result<Tape<'_>> {
-        self.forward_tapped(inputs, overrides, wanted, &mut |_, _| Ok(()))
+        let plan = self.plan_towards(wanted, overrides);
+        let segments = Arc::new(Segments::whole_of(self.graph(), plan, wanted));
+        self.forward_in(&segments, inputs, overrides, &mut |_| Ok(()))
     }
 
-    /// As [`Executor::forward`], and shows every computed value to `tap`, whose error stops the run.
+    /// As [`Executor::forward`], and shows every value that a node computes to `tap`, whose error stops the
+    /// run: each node runs by itself.
     pub fn forward_tapped(
         &self,
         inputs: &[(String, Tensor)],
@@ -78,32 +83,47 @@ impl Executor {
         wanted: &[ValueId],
         tap: &mut Tap<'_>,
     ) -> Result<Tape<'_>> {
-        let segments = Arc::new(Segments::whole(self.graph(), wanted));
-        self.forward_in(&segments, inputs, overrides, tap)
+        let segments = Arc::new(Segments::whole_of(self.graph(), self.plain.clone(), wanted));
+        self.forward_seen(&segments, inputs, overrides, &mut |step, env| shown(step, env, tap))
     }
 
-    /// As [`Executor::forward_tapped`], and keeps only what `segments` say, which are of this graph. What
-    /// the reverse pass evaluates again is not shown to `tap` again.
+    /// As [`Executor::forward`], and keeps only what `segments` say, which are of this graph. `watch` is
+    /// asked behind each step, and its error stops the run; what the reverse pass evaluates again is not
+    /// told to it again.
     pub fn forward_in(
         &self,
         segments: &Arc<Segments>,
         inputs: &[(String, Tensor)],
         overrides: &Overrides,
-        tap: &mut Tap<'_>,
+        watch: &mut Watch<'_>,
     ) -> Result<Tape<'_>> {
-        let graph = self.graph();
+        self.forward_seen(segments, inputs, overrides, &mut |step, _| watch(step))
+    }
+
+    /// The steps that compute every wanted value and take no constant for granted that is wanted or
+    /// overridden.
+    pub(super) fn plan_towards(&self, wanted: &[ValueId], overrides: &Overrides) -> Arc<Plan> {
+        let wanted: HashSet<ValueId> = wanted.iter().copied().collect();
+        let changes = |v: ValueId| overrides.contains_key(&v) || wanted.contains(&v);
+        self.plan_for(&|v| wanted.contains(&v), &changes)
+    }
+
+    fn forward_seen(
+        &self,
+        segments: &Arc<Segments>,
+        inputs: &[(String, Tensor)],
+        overrides: &Overrides,
+        see: &mut dyn FnMut(&Step, &Env) -> Result<()>,
+    ) -> Result<Tape<'_>> {
+        let plan = segments.plan();
         let mut env = self.environment(inputs)?;
-        self.run_nodes(&mut env, self.all(), overrides, &|_| None, &mut |i, env| {
-            for v in graph.node(i).outputs.iter().flatten() {
-                if let Some(value) = &env[v.0 as usize] {
-                    tap(*v, value)?;
-                }
-            }
-            let leave = self.free_after[i].iter().filter(|v| !segments.stays[v.0 as usize]);
+        self.run_steps(plan, plan.all(), &mut env, overrides, &|_| None, &mut |s, env| {
+            see(&plan.steps()[s], env)?;
+            let leave = plan.free_after(s).iter().filter(|v| !segments.stays[v.0 as usize]);
             leave.into_iter().try_for_each(|v| segments.leave(*v, env))
         })?;
         let outputs = self.collect(&env, overrides, &|_| None)?;
-        let read = graph.nodes().iter().flat_map(|node| node.inputs.iter().flatten());
+        let read = plan.steps().iter().flat_map(|step| step.inputs.iter().flatten());
         for v in read.chain(&segments.wanted) {
             let i = v.0 as usize;
             if env[i].is_none() && (segments.elements[i] || segments.shapes[i]) {
@@ -166,12 +186,12 @@ impl Tape<'_> {
         self.backward_watched(seeds, sink, &mut |_| Ok(()))
     }
 
-    /// As [`Tape::backward_into`]; `watch` is asked behind each node, those that are evaluated again too.
+    /// As [`Tape::backward_into`]; `watch` is asked behind each step, those that are evaluated again too.
     pub fn backward_watched(
         mut self,
         seeds: Vec<(usize, Float)>,
         sink: &mut Sink<'_>,
-        watch: &mut Watch<'_>,
+        watch: &mut WatchBack<'_>,
     ) -> Result<()> {
         let graph = self.executor.graph();
         let segments = self.segments.clone();
@@ -186,36 +206,37 @@ impl Tape<'_> {
             };
             accumulate(&mut grads, *v, grad)?;
         }
-        for (i, node) in graph.nodes().iter().enumerate().rev() {
-            self.evaluate_again(&segments.ending(i), watch)?;
-            for v in node.outputs.iter().flatten().filter(|v| segments.wanted.contains(v)) {
+        for (s, step) in segments.plan().steps().iter().enumerate().rev() {
+            self.evaluate_again(&segments.ending(s), watch)?;
+            for v in step.outputs.iter().flatten().filter(|v| segments.wanted.contains(v)) {
                 if let (Some(sum), Some(forward)) = (grads.get(v), &self.env[v.0 as usize]) {
                     sink(Gradient { value: *v, forward, grad: sum.grad.clone() })?;
                 }
             }
             let out_grads: Vec<Option<Float>> =
-                node.outputs.iter().map(|v| grads.remove(&(*v)?).map(|sum| sum.grad)).collect();
+                step.outputs.iter().map(|v| grads.remove(&(*v)?).map(|sum| sum.grad)).collect();
             let needs: Vec<bool> =
-                node.inputs.iter().map(|v| v.is_some_and(|v| segments.carries[v.0 as usize])).collect();
+                step.inputs.iter().map(|v| v.is_some_and(|v| segments.carries[v.0 as usize])).collect();
             let reached = out_grads.iter().any(Option::is_some);
-            if reached && captured(graph, node).any(|v| segments.carries[v.0 as usize]) {
-                return Err(no_gradient(graph, i));
+            if reached && captured(graph, graph.node(step.at())).any(|v| segments.carries[v.0 as usize]) {
+                return Err(no_gradient(graph, step));
             }
             if reached && needs.contains(&true) {
-                let at = |e: Error| e.node(graph.label(i)).field(node.operator_name());
-                for (v, grad) in node.inputs.iter().zip(self.step_back(i, out_grads, &needs)?) {
+                let at = |e: Error| e.node(graph.label(step.at())).field(step.name());
+                for (v, grad) in step.inputs.iter().zip(self.step_back(step, out_grads, &needs)?) {
                     if let (Some(v), Some(grad)) = (v, grad) {
                         accumulate(&mut grads, *v, grad).map_err(at)?;
                     }
                 }
             }
-            for v in node.outputs.iter().flatten() {
+            for v in step.outputs.iter().flatten() {
                 self.env[v.0 as usize] = None;
             }
-            for v in &complete[i] {
+            for v in &complete[s] {
                 self.hand_over(*v, &mut grads, sink)?;
             }
-            watch(Step { node, again: false, tape: (self.executor, &self.env, &self.overrides) })?;
+            let node = graph.node(step.at());
+            watch(Walk { step, node, again: false, tape: (self.executor, &self.env, &self.overrides) })?;
         }
         // What is left was seeded and is read by no node.
         let rest: Vec<ValueId> =
@@ -223,39 +244,42 @@ impl Tape<'_> {
         rest.into_iter().try_for_each(|v| self.hand_over(v, &mut grads, sink))
     }
 
-    /// Evaluates nodes of a segment from what stayed, and keeps what walking back through it reads.
-    fn evaluate_again(&mut self, nodes: &[NodeIndex], watch: &mut Watch<'_>) -> Result<()> {
+    /// Evaluates steps of a segment from what stayed, and keeps what walking back through it reads.
+    fn evaluate_again(&mut self, again: &[usize], watch: &mut WatchBack<'_>) -> Result<()> {
         let Tape { executor, segments, env, overrides, .. } = self;
         let graph = executor.graph();
-        let mut last: HashMap<ValueId, NodeIndex> = HashMap::new();
-        for i in nodes {
-            for v in super::segments::inputs(graph, graph.node(*i)) {
-                last.entry(v).and_modify(|last| *last = *i);
+        let plan = segments.plan();
+        let mut last: HashMap<ValueId, usize> = HashMap::new();
+        for s in again {
+            let step = &plan.steps()[*s];
+            for v in step.reads(graph) {
+                last.entry(v).and_modify(|last| *last = *s);
             }
-            for v in graph.node(*i).outputs.iter().flatten().filter(|v| !segments.stays[v.0 as usize]) {
+            for v in step.outputs.iter().flatten().filter(|v| !segments.stays[v.0 as usize]) {
                 env[v.0 as usize] = None;
-                last.insert(*v, *i);
+                last.insert(*v, *s);
             }
         }
-        let mut free: HashMap<NodeIndex, Vec<ValueId>> = HashMap::new();
-        for (v, i) in last.into_iter().filter(|(v, _)| !segments.elements[v.0 as usize]) {
-            free.entry(i).or_default().push(v);
+        let mut free: HashMap<usize, Vec<ValueId>> = HashMap::new();
+        for (v, s) in last.into_iter().filter(|(v, _)| !segments.elements[v.0 as usize]) {
+            free.entry(s).or_default().push(v);
         }
-        executor.run_nodes(env, nodes.iter().copied(), overrides, &|_| None, &mut |i, env| {
-            free.remove(&i).into_iter().flatten().try_for_each(|v| segments.leave(v, env))?;
-            watch(Step { node: graph.node(i), again: true, tape: (executor, env, overrides) })
+        executor.run_steps(plan, again.iter().copied(), env, overrides, &|_| None, &mut |s, env| {
+            free.remove(&s).into_iter().flatten().try_for_each(|v| segments.leave(v, env))?;
+            let step = &plan.steps()[s];
+            watch(Walk { step, node: graph.node(step.at()), again: true, tape: (executor, env, overrides) })
         })
     }
 
-    /// Wanted values that no node computes, by the first node that reads them.
+    /// Wanted values that no step computes, by the first step that reads them.
     fn complete_at(&self) -> Vec<Vec<ValueId>> {
-        let nodes = self.executor.graph().nodes();
+        let steps = self.segments.plan().steps();
         let computed: HashSet<ValueId> =
-            nodes.iter().flat_map(|n| n.outputs.iter().flatten().copied()).collect();
+            steps.iter().flat_map(|n| n.outputs.iter().flatten().copied()).collect();
         let mut seen = HashSet::new();
         let mut first =
             |v: &ValueId| self.segments.wanted.contains(v) && !computed.contains(v) && seen.insert(*v);
-        nodes.iter().map(|n| n.inputs.iter().flatten().copied().filter(|v| first(v)).collect()).collect()
+        steps.iter().map(|n| n.inputs.iter().flatten().copied().filter(|v| first(v)).collect()).collect()
     }
 
     fn hand_over(&self, v: ValueId, grads: &mut HashMap<ValueId, Sum>, sink: &mut Sink<'_>) -> Result<()> {
@@ -265,30 +289,26 @@ impl Tape<'_> {
         }
     }
 
-    /// Gradients of the inputs of node `i` that `needs` asks for.
+    /// Gradients of the inputs of a step that `needs` asks for.
     fn step_back(
         &self,
-        i: NodeIndex,
+        step: &Step,
         grads: Vec<Option<Float>>,
         needs: &[bool],
     ) -> Result<Vec<Option<Float>>> {
         let graph = self.executor.graph();
-        let node = graph.node(i);
-        if !node.bodies.is_empty() {
-            return Err(no_gradient(graph, i));
-        }
-        let op = graph.operator(i)?;
+        let Some(op) = &step.op else { return Err(no_gradient(graph, step)) };
         if !op.differentiable() {
-            return match op.barrier() {
-                Some(Barrier::Shapes) => Ok(vec![None; needs.len()]),
-                _ => Err(no_gradient(graph, i)),
+            return match step.of_shapes() {
+                true => Ok(vec![None; needs.len()]),
+                false => Err(no_gradient(graph, step)),
             };
         }
         let get = |v: &Option<ValueId>| v.and_then(|v| self.env[v.0 as usize].as_ref());
-        let inputs: Vec<Option<&Value>> = node.inputs.iter().map(get).collect();
-        let outputs: Vec<Option<&Value>> = node.outputs.iter().map(get).collect();
+        let inputs: Vec<Option<&Value>> = step.inputs.iter().map(get).collect();
+        let outputs: Vec<Option<&Value>> = step.outputs.iter().map(get).collect();
         let vjp = Vjp { inputs: &inputs, outputs: &outputs, grads: &grads, needs };
-        let mut found = op.vjp(&vjp).map_err(|e| e.node(graph.label(i)).field(node.operator_name()))?;
+        let mut found = op.vjp(&vjp).map_err(|e| e.node(graph.label(step.at())).field(step.name()))?;
         for (grad, need) in found.iter_mut().zip(needs) {
             if !need {
                 *grad = None;
@@ -303,14 +323,13 @@ pub(super) fn captured<'g>(graph: &'g Graph, node: &'g Node) -> impl Iterator<It
     node.bodies.iter().flat_map(|(_, body)| body.captured()).filter_map(|name| graph.find(&name))
 }
 
-fn no_gradient(graph: &Graph, i: NodeIndex) -> Error {
-    let node = graph.node(i);
-    let why = node.op.as_ref().and_then(|op| op.barrier()).map_or(String::new(), |why| format!(": {why}"));
+fn no_gradient(graph: &Graph, step: &Step) -> Error {
+    let why = step.op.as_ref().and_then(|op| op.barrier()).map_or(String::new(), |why| format!(": {why}"));
     Error::unsupported(
         "NO-GRADIENT",
-        format!("a gradient is needed through {}, which has none{why}", node.operator_name()),
+        format!("a gradient is needed through {}, which has none{why}", step.name()),
     )
-    .node(graph.label(i))
+    .node(graph.label(step.at()))
     .hint("freeze what lies before this node, or choose a criterion without gradients")
 }
 

@@ -60,7 +60,8 @@ impl From<Checkpointing> for Written {
     }
 }
 
-/// Segments for the passes of one executor towards the same wanted values, chosen at the first and again
+/// Segments for the passes of one executor towards the same wanted values with the same constants
+/// overridden, chosen at the first and again
 /// where inputs are larger.
 #[derive(Debug, Default)]
 pub struct Planner {
@@ -98,7 +99,8 @@ impl Planner {
         {
             return Ok(segments.clone());
         }
-        let whole = Segments::whole(executor.graph(), wanted);
+        let plan = executor.plan_towards(wanted, overrides);
+        let whole = Segments::whole_of(executor.graph(), plan.clone(), wanted);
         let segments = Arc::new(match (self.policy, self.budget) {
             (Checkpointing::Off, _) | (Checkpointing::Auto, None) => whole,
             (Checkpointing::Auto, Some(budget))
@@ -109,7 +111,7 @@ impl Planner {
             (policy, budget) => {
                 let graph = executor.graph();
                 let sizes = executor.sizes(inputs, overrides, &mut |_, _| watch())?;
-                let cut = |n| Segments::cut(graph, wanted, &sizes, n);
+                let cut = |n| Segments::cut_of(graph, plan.clone(), wanted, &sizes, n);
                 match (policy, budget) {
                     (Checkpointing::Segments(n), _) => cut(n),
                     (_, Some(budget)) => fewest(whole, &cut, &|s| s.kept_bytes(graph, &sizes), budget),
@@ -155,7 +157,7 @@ fn at_most(graph: &Graph, whole: &Segments, inputs: &[(String, Tensor)]) -> Opti
         }
     }
     let facts = graph.infer(&|symbol| sizes.get(symbol).copied()).ok()?;
-    let computed = graph.nodes().iter().flat_map(|n| n.outputs.iter().flatten());
+    let computed = whole.plan().steps().iter().flat_map(|s| s.outputs.iter().flatten());
     for v in computed.filter(|v| whole.stays[v.0 as usize] || graph.outputs().contains(v)) {
         let fact = facts.get(*v)?;
         let elements = fact.fixed_shape()?.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64))?;

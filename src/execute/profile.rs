@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Times of one training step: its parts, and operators both ways by name.
+/// Times of one training step: its parts, and operators both ways by [`super::Step::title`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Profile {
     /// Forward pass.

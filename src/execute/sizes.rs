@@ -1,10 +1,9 @@
 //! Bytes of what a run computes, buffer by buffer: values that share their elements (views) are counted
 //! once, constants not at all.
 
-use super::segments::inputs;
-use super::{Executor, Overrides, Tap};
+use super::{Env, Executor, Overrides, Step, Tap};
 use crate::error::Result;
-use crate::graph::{NodeIndex, ValueId};
+use crate::graph::ValueId;
 use crate::tensor::{Tensor, Value};
 use std::collections::HashSet;
 use std::sync::OnceLock;
@@ -44,7 +43,7 @@ impl Sizes {
 }
 
 impl Executor {
-    /// Runs once, freeing what is no longer read, and notes how large everything is.
+    /// Runs once, node by node, freeing what is no longer read, and notes how large everything is.
     pub fn sizes(
         &self,
         inputs: &[(String, Tensor)],
@@ -61,14 +60,16 @@ impl Executor {
                 sizes.add(*v, value.buffer().1);
             }
         }
-        self.run_nodes(&mut env, self.all(), overrides, &|_| None, &mut |i, env| {
-            for v in graph.node(i).outputs.iter().flatten() {
+        let plan = self.plain.clone();
+        self.run_steps(&plan, plan.all(), &mut env, overrides, &|_| None, &mut |s, env| {
+            let step = &plan.steps()[s];
+            for v in step.outputs.iter().flatten() {
                 if let Some(value) = &env[v.0 as usize] {
-                    self.note(&mut sizes, i, (*v, value), env, overrides);
+                    self.note(&mut sizes, step, (*v, value), env, overrides);
                     tap(*v, value)?;
                 }
             }
-            for v in &self.free_after[i] {
+            for v in plan.free_after(s) {
                 env[v.0 as usize] = None;
             }
             Ok(())
@@ -76,24 +77,23 @@ impl Executor {
         Ok(sizes)
     }
 
-    /// Notes an output of node `i`, as a view where it shares the elements of an input.
+    /// Notes an output of a step, as a view where it shares the elements of an input.
     fn note(
         &self,
         sizes: &mut Sizes,
-        i: NodeIndex,
+        step: &Step,
         (v, value): (ValueId, &Value),
-        env: &[Option<Value>],
+        env: &Env,
         overrides: &Overrides,
     ) {
         sizes.host[v.0 as usize] = matches!(value, Value::Host(_));
         let (at, bytes) = value.buffer();
         let is = |of: Option<&Value>| of.is_some_and(|of| of.buffer().0 == at);
         let constant = |v: ValueId| is(overrides.get(&v)) || is(self.constants[v.0 as usize].get());
-        let node = self.graph.node(i);
-        if constant(v) || inputs(&self.graph, node).any(constant) {
+        if constant(v) || step.reads(&self.graph).any(constant) {
             return;
         }
-        match inputs(&self.graph, node).find(|u| is(env[u.0 as usize].as_ref())) {
+        match step.reads(&self.graph).find(|u| is(env[u.0 as usize].as_ref())) {
             Some(source) => sizes.buffers[v.0 as usize] = sizes.buffers[source.0 as usize],
             None => sizes.add(v, bytes),
         }

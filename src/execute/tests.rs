@@ -32,7 +32,7 @@ fn runs_checks_inputs_and_taps() {
     let mut seen = vec![];
     let x = [("x".to_string(), f32s(&[1, 2], vec![1.0, 2.0]))];
     executor
-        .run_tapped(&x, &Overrides::new(), &mut |v, _| {
+        .run_tapped(&x, &Overrides::new(), Seen::All, &mut |v, _| {
             seen.push(graph.value_name(v).to_string());
             Ok(())
         })

@@ -92,7 +92,7 @@ impl Trainer {
         self.step_watched(inputs, rate, loss, &|| Ok(()))
     }
 
-    /// As [`Trainer::step`]; an error of `watch`, which is asked at every value and node of both passes, ends
+    /// As [`Trainer::step`]; an error of `watch`, which is asked at every step of both passes, ends
     /// the step before any parameter changes.
     pub fn step_watched(
         &mut self,
@@ -105,12 +105,9 @@ impl Trainer {
         let mut profile = Profile::default();
         let wanted: Vec<ValueId> = self.parameters.iter().map(|p| p.id).collect();
         let segments = self.planner.segments(&self.executor, inputs, &self.overrides, &wanted, watch)?;
-        let uses = graph.uses();
         let mut clock = Clock::start();
-        let tape = self.executor.forward_in(&segments, inputs, &self.overrides, &mut |v, _| {
-            if let Some((node, _)) = uses.producer(v) {
-                clock.lap(profile.forward_operators.entry(graph.node(node).operator_name()).or_default());
-            }
+        let tape = self.executor.forward_in(&segments, inputs, &self.overrides, &mut |step| {
+            clock.lap(profile.forward_operators.entry(step.title()).or_default());
             watch()
         })?;
         clock.total(&mut profile.forward);
@@ -123,10 +120,10 @@ impl Trainer {
             gradients.insert(g.value, g.grad);
             Ok(())
         };
-        tape.backward_watched(seeds, &mut take, &mut |step| {
-            clock.lap(match step.again {
+        tape.backward_watched(seeds, &mut take, &mut |walk| {
+            clock.lap(match walk.again {
                 true => &mut profile.again,
-                false => profile.backward_operators.entry(step.node.operator_name()).or_default(),
+                false => profile.backward_operators.entry(walk.step.title()).or_default(),
             });
             watch()
         })?;

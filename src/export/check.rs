@@ -6,7 +6,7 @@ use super::{Plan, read};
 use crate::data::{InputShape, random_inputs};
 use crate::error::{Error, Result};
 use crate::evaluate::parity::parity;
-use crate::execute::{Executor, Overrides};
+use crate::execute::{Executor, Overrides, Seen};
 use crate::formats;
 use crate::graph::{Facts, Graph, Type, ValueId};
 use crate::monitor::Monitor;
@@ -216,7 +216,7 @@ fn rows_of_table(graph: &Graph, facts: &Facts, v: ValueId) -> Option<i64> {
 /// Every float that a graph computes, in order.
 fn taps(graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Vec<(ValueId, Tensor)>> {
     let mut all = vec![];
-    Executor::new(graph)?.run_tapped(inputs, &Overrides::new(), &mut |v, value| {
+    Executor::new(graph)?.run_tapped(inputs, &Overrides::new(), Seen::All, &mut |v, value| {
         if value.dtype().is_float() {
             all.push((v, value.to_tensor()?));
         }

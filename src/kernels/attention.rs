@@ -260,7 +260,7 @@ impl<T: Analytic> Loop for Tile<'_, '_, T> {
             capped(scores, self.softcap);
             self.rows[r].apply(scores, self.from);
             let top = highest(scores, self.top[r]);
-            if top == T::LOWEST {
+            if top == T::LOWEST && !scores.iter().any(|s| s.is_nan()) {
                 scores.fill(T::ZERO);
                 continue;
             }

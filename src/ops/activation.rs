@@ -145,6 +145,31 @@ impl<C: super::unary::Function> Operator for Biased<C> {
     }
 }
 
+/// Gelu, or its approximation by a hyperbolic tangent.
+pub(super) fn gelu(tanh: bool) -> Arc<dyn Operator> {
+    if tanh { Arc::new(Unary(GeluTanh {})) } else { Arc::new(Unary(Gelu {})) }
+}
+
+/// Swish.
+pub(super) fn swish(alpha: f64) -> Arc<dyn Operator> {
+    Arc::new(Unary(Swish { alpha }))
+}
+
+/// HardSwish.
+pub(super) fn hard_swish() -> Arc<dyn Operator> {
+    Arc::new(Unary(HardSwish {}))
+}
+
+/// `x` times its HardSigmoid.
+pub(super) fn hard_gate(alpha: f64, beta: f64) -> Arc<dyn Operator> {
+    Arc::new(Unary(HardGate { alpha, beta }))
+}
+
+/// HardSigmoid as Clip has it.
+pub(super) fn ramp(alpha: f64, beta: f64) -> Arc<dyn Operator> {
+    Arc::new(Unary(Ramp { alpha, beta }))
+}
+
 fn number(attributes: &Attributes, name: &str, default: f32) -> Result<f64> {
     Ok(attributes.float(name, default)?.into())
 }
@@ -196,6 +221,18 @@ input |x| if x < T::of(-3.0) {
     T::ONE
 } else {
     x * T::of(1.0 / 3.0) + T::of(0.5)
+});
+curve!(/// `x * clamp(alpha * x + beta, 0, 1)`; slope of the outer parts at both kinks.
+HardGate { alpha, beta }: |self, x| x * clamp(T::of(self.alpha) * x + T::of(self.beta), T::ZERO, T::ONE),
+input |x| {
+    let y = T::of(self.alpha) * x + T::of(self.beta);
+    if y > T::ZERO && y < T::ONE { y + T::of(self.alpha) * x } else { clamp(y, T::ZERO, T::ONE) }
+});
+curve!(/// `alpha * x + beta` between 0 and 1; slope alpha at both ends.
+Ramp { alpha, beta }: |self, x| clamp(T::of(self.alpha) * x + T::of(self.beta), T::ZERO, T::ONE),
+input |x| {
+    let y = T::of(self.alpha) * x + T::of(self.beta);
+    if y >= T::ZERO && y <= T::ONE { T::of(self.alpha) } else { T::ZERO }
 });
 curve!(/// `ln(1 + exp(x))`.
     Softplus {}: |self, x| x.softplus(), input |x| x.sigmoid());

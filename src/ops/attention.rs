@@ -315,6 +315,43 @@ impl Attention {
     }
 }
 
+/// Attention on operands in four axes, without a cache.
+#[derive(Debug)]
+pub(super) struct Plain(Attention);
+
+impl Plain {
+    pub(super) fn scaled(scale: f64) -> Plain {
+        Plain(Attention {
+            scale: Some(scale),
+            softcap: 0.0,
+            causal: false,
+            window: [None; 2],
+            heads: None,
+            stage: Stage::Products,
+            outputs: 1,
+            broadcasts_keys: true,
+        })
+    }
+
+    /// `[batch, heads, queries, value]`.
+    pub(super) fn eval(&self, [q, k, v]: [&Value; 3], mask: Option<&Value>) -> Result<Float> {
+        Ok(self.0.eval(&[Some(q), Some(k), Some(v), mask])?.remove(0).float()?.clone())
+    }
+
+    /// Gradients of queries, keys and values, and of the mask where asked for.
+    pub(super) fn vjp(
+        &self,
+        [q, k, v]: [&Value; 3],
+        mask: Option<&Value>,
+        dy: Float,
+        of_mask: bool,
+    ) -> Result<Vec<Option<Float>>> {
+        let inputs = [Some(q), Some(k), Some(v), mask];
+        let (grads, needs) = ([Some(dy)], [true, true, true, of_mask]);
+        self.0.vjp(&Vjp { inputs: &inputs, outputs: &[None], grads: &grads, needs: &needs })
+    }
+}
+
 /// A gradient with what flows back from the cache that went on.
 fn cached(d: Float, present: Option<&Option<Float>>) -> Result<Float> {
     match present.and_then(Option::as_ref) {

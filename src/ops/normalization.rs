@@ -72,6 +72,11 @@ pub const SPECS: &[Spec] = &[
     }),
 ];
 
+/// Normalisation of all axes from `axis` on, by mean and deviation where `centred`.
+pub(super) fn rows(centred: bool, axis: i64, epsilon: f64) -> Arc<dyn Operator> {
+    Arc::new(RowNorm { span: Span::From(axis), centred, epsilon, statistics: false })
+}
+
 /// `(x - mean) / sqrt(var + epsilon) * scale + bias` per channel. In training mode mean and variance
 /// are those of the batch, and the running ones are outputs.
 #[derive(Debug)]

@@ -209,7 +209,7 @@ fn trainable(
     let mut reached = BTreeSet::new();
     let (none, watch) = (Overrides::new(), || ctx.monitor.check());
     let segments = planner.segments(&executor, &batch.inputs, &none, &all, &watch)?;
-    let tape = executor.forward_in(&segments, &batch.inputs, &none, &mut |_, _| watch())?;
+    let tape = executor.forward_in(&segments, &batch.inputs, &none, &mut |_| watch())?;
     let loss = head.probe(tape.outputs(), &batch, 0)?;
     let mut take = |g: Gradient<'_>| {
         reached.insert(g.value);
@@ -390,6 +390,6 @@ impl Run<'_> {
         let Some((teacher, data)) = &self.teacher else { return Ok(None) };
         let batch = data.batch(rows)?;
         let monitor = self.ctx.monitor;
-        teacher.run_tapped(&batch.inputs, &Overrides::new(), &mut |_, _| monitor.check()).map(Some)
+        teacher.run_watched(&batch.inputs, &Overrides::new(), &mut |_| monitor.check()).map(Some)
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::error::Result;
 use crate::execute::{Executor, Overrides, Tape};
 use crate::graph::{Edit, Type};
+use crate::ops::Barrier;
 use crate::ops::{Attributes, Dim, Fact, Operator};
 use crate::tensor::{DType, Tensor, Value};
 use candle_core::Tensor as Float;
@@ -68,7 +69,7 @@ fn what_is_drawn_is_kept() {
         };
         assert_eq!(segments.len() > 1, count > 1);
         let tape: Tape<'_> =
-            executor.forward_in(&Arc::new(segments), &inputs, &none, &mut |_, _| Ok(())).unwrap();
+            executor.forward_in(&Arc::new(segments), &inputs, &none, &mut |_| Ok(())).unwrap();
         let (mut found, mut again) = (vec![], 0);
         let seed = tape.outputs()[0].float().unwrap().ones_like().unwrap();
         let mut take = |g: crate::execute::Gradient<'_>| {

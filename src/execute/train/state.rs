@@ -76,7 +76,7 @@ impl Trainer {
 
     /// Outputs of the model as it is now.
     pub fn outputs(&self, inputs: &[(String, Tensor)]) -> Result<Vec<Value>> {
-        let mut outputs = self.executor.run_tapped(inputs, &self.overrides, &mut |_, _| Ok(()))?;
+        let mut outputs = self.executor.run_watched(inputs, &self.overrides, &mut |_| Ok(()))?;
         outputs.truncate(outputs.len() - self.running.len());
         Ok(outputs)
     }

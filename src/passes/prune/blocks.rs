@@ -85,7 +85,7 @@ impl<'a> Judge<'a> {
 }
 
 fn outputs(executor: &Executor, batch: &Batch) -> Result<Vec<Value>> {
-    executor.run_tapped(&batch.inputs, &Overrides::new(), &mut |_, _| Ok(()))
+    executor.run_watched(&batch.inputs, &Overrides::new(), &mut |_| Ok(()))
 }
 
 /// The graph without the blocks that score lowest.

@@ -110,8 +110,9 @@ fn curves(
     let executor = Executor::new(source.graph)?;
     let batches = data.first(rows.max(1)).batches(source.batch).collect::<Result<Vec<Batch>>>()?;
     let none = Overrides::new();
-    let stop = |_: ValueId, _: &Value| source.monitor.check();
-    let outputs = |batch: &Batch, with: &Overrides| executor.run_tapped(&batch.inputs, with, &mut { stop });
+    let outputs = |batch: &Batch, with: &Overrides| {
+        executor.run_watched(&batch.inputs, with, &mut |_| source.monitor.check())
+    };
     let size = |v: &[Value]| v.iter().map(|v| 4 * v.shape().iter().product::<usize>()).sum::<usize>();
     let mut kept: Vec<Option<Vec<Value>>> = Vec::new();
     let mut held = 0;

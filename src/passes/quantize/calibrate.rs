@@ -4,7 +4,7 @@
 use super::ranges::Range;
 use crate::error::{Error, Result};
 use crate::evaluate::samples::Samples;
-use crate::execute::{Executor, Overrides};
+use crate::execute::{Executor, Overrides, Seen};
 use crate::graph::{Graph, ValueId};
 use crate::monitor::Monitor;
 use crate::tensor::Value;
@@ -63,7 +63,7 @@ pub(super) fn ranges(
                 note(v, &Value::load(tensor)?)?;
             }
         }
-        executor.run_tapped(&batch.inputs, &none, &mut note)?;
+        executor.run_tapped(&batch.inputs, &none, Seen::Of(&|v| wanted.contains(&v)), &mut note)?;
         samples += batch.inputs.first().and_then(|(_, t)| t.shape().first().copied()).unwrap_or(1);
         monitor.progress(samples as u64);
         if limit > 0 && samples >= limit {

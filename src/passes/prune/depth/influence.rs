@@ -4,7 +4,7 @@
 use super::{Block, Kind};
 use crate::error::{Error, Result};
 use crate::evaluate::samples::Samples;
-use crate::execute::{Executor, Overrides};
+use crate::execute::{Executor, Overrides, Seen};
 use crate::graph::{Graph, ValueId};
 use crate::monitor::Monitor;
 use crate::tensor::{Tensor, Value};
@@ -73,7 +73,8 @@ pub fn influences(
                 see(v, &Value::load(tensor)?)?;
             }
         }
-        executor.run_tapped(batch, &none, &mut see)?;
+        let ends = |v| entries.contains(&v) || blocks.iter().any(|b| b.exit == v);
+        executor.run_tapped(batch, &none, Seen::Of(&ends), &mut see)?;
         batches += 1;
         monitor.progress(batches);
     }

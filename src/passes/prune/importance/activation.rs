@@ -11,7 +11,7 @@ use super::gates::{Gate, Positions, each_batch, flows, gates};
 use super::kept::Kept;
 use super::{Criterion, Source};
 use crate::error::{Error, Result};
-use crate::execute::{Executor, Overrides};
+use crate::execute::{Executor, Overrides, Seen};
 use crate::graph::ValueId;
 use crate::graph::constants::Constants;
 use crate::ops::float::elements;
@@ -163,6 +163,7 @@ fn streams(
         *stream = Stream::load(sums, *size);
         sums = &sums[Stream::saved(*size)..];
     }
+    let read = |v| sizes.range((v, 0)..=(v, usize::MAX)).next().is_some();
     let none = Overrides::new();
     let outcome = each_batch(source, "prune: look at activations", skip, &mut |i, batch| {
         let positions = Positions::of(batch)?;
@@ -179,7 +180,7 @@ fn streams(
                 note(v, &Value::load(tensor)?)?;
             }
         }
-        executor.run_tapped(&batch.inputs, &none, &mut note)?;
+        executor.run_tapped(&batch.inputs, &none, Seen::Of(&read), &mut note)?;
         let mut sums = Vec::new();
         streams.values().for_each(|stream| stream.save(&mut sums));
         kept.note(i + 1, sums);

@@ -61,7 +61,7 @@ fn each_gradient(
     each_batch(source, "prune: look at gradients", skip, &mut |i, batch| {
         let positions = Positions::of(batch)?;
         let segments = planner.segments(executor, &batch.inputs, &none, wanted, &watch)?;
-        let tape = executor.forward_in(&segments, &batch.inputs, &none, &mut |_, _| watch())?;
+        let tape = executor.forward_in(&segments, &batch.inputs, &none, &mut |_| watch())?;
         let Loss { seeds, count, .. } = match task {
             true => head.loss(Objective::Likelihood, tape.outputs(), batch, None)?,
             false => head.probe(tape.outputs(), batch, source.seed.wrapping_add(i as u64 + 1))?,

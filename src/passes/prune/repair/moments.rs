@@ -3,13 +3,13 @@
 use super::super::importance::{Positions, Source, each_batch};
 use super::{Lost, Repair};
 use crate::error::{Error, Result};
-use crate::execute::{Executor, Overrides};
+use crate::execute::{Executor, Overrides, Seen};
 use crate::graph::constants::Constants;
 use crate::graph::{NodeIndex, ValueId};
 use crate::kernels::gemm::{Matrix, product};
 use crate::ops::float::elements;
 use crate::tensor::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// Sums over positions.
@@ -95,12 +95,13 @@ pub(super) fn gather(source: &Source<'_>, lost: &[Lost], repair: Repair) -> Resu
         let features = l.taps * (l.kept.len() + l.gone.len());
         flows.entry(flow(l)).or_insert_with(|| Moments::of(features, repair == Repair::Ridge));
     }
+    let read: BTreeSet<ValueId> = flows.keys().map(|(v, _)| *v).collect();
     let executor = Executor::new(graph)?;
     let none = Overrides::new();
     each_batch(source, "prune: look at what products read", 0, &mut |_, batch| {
         let positions = Positions::of(batch)?;
         executor
-            .run_tapped(&batch.inputs, &none, &mut |v, value| {
+            .run_tapped(&batch.inputs, &none, Seen::Of(&|v| read.contains(&v)), &mut |v, value| {
                 source.monitor.check()?;
                 for ((_, node), moments) in flows.range_mut((v, None)..=(v, Some(usize::MAX))) {
                     let at = |e: Error| e.field(format!("value \"{}\"", graph.value_name(v)));
