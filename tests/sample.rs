@@ -11,6 +11,7 @@ use tinsmith::execute::loss::cross_entropy;
 use tinsmith::execute::{Executor, Overrides};
 use tinsmith::formats;
 use tinsmith::graph::{Graph, Type, ValueId};
+use tinsmith::ops::Attr;
 use tinsmith::tensor::{DType, Tensor, Value};
 
 #[test]
@@ -29,18 +30,33 @@ fn the_shipped_net_reads_digits() {
 }
 
 /// The graph with all its floats in double precision.
-fn doubled(graph: &Graph) -> Graph {
+pub fn doubled(graph: &Graph) -> Graph {
     let mut edit = graph.edit();
+    edit.forget_types();
     let inputs: Vec<ValueId> = graph.inputs().to_vec();
     for v in inputs.into_iter().chain(graph.outputs().to_vec()) {
-        if let Some(Type::Tensor { shape, .. }) = &graph.value(v).ty {
+        if let Some(Type::Tensor { shape, dtype: DType::F32 }) = &graph.value(v).ty {
             edit.set_type(v, Some(Type::Tensor { dtype: DType::F64, shape: shape.clone() }));
         }
     }
-    let constants: Vec<(ValueId, Tensor)> =
-        graph.initializers().map(|(v, t)| (v, t.cast_to(DType::F64))).collect();
+    let constants: Vec<(ValueId, Tensor)> = graph
+        .initializers()
+        .filter(|(_, t)| t.dtype() == DType::F32)
+        .map(|(v, t)| (v, t.cast_to(DType::F64)))
+        .collect();
     for (v, tensor) in constants {
         edit.set_initializer(v, tensor);
+    }
+    for (i, node) in graph.nodes().iter().enumerate() {
+        if let Some(Attr::Tensor(t)) = node.attributes.get("value").filter(|_| node.is("Constant"))
+            && t.dtype() == DType::F32
+        {
+            edit.node_mut(i).attributes.set("value", Attr::Tensor(t.cast_to(DType::F64)));
+        }
+        // 1 is f32 and 11 f64 in ONNX.
+        if node.is("Cast") && matches!(node.attributes.get("to"), Some(Attr::Int(1))) {
+            edit.node_mut(i).attributes.set("to", Attr::Int(11));
+        }
     }
     edit.commit().unwrap()
 }
