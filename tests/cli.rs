@@ -351,9 +351,15 @@ mod runs {
         list["jobs"][0].clone()
     }
 
-    fn wait_for(home: &Home, status: &str) {
+    /// Whoever looks moves the queue on, and may be the one that starts the worker: it has to know the
+    /// trial too.
+    fn wait_for(home: &Home, description: &str, status: &str) {
         let start = Instant::now();
-        let now = || home.stdout(&["jobs", "list", "--format", "json"]);
+        let now = || {
+            let out = trial(home, &["jobs", "list", "--format", "json"], description).output().unwrap();
+            assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+            text(&out.stdout)
+        };
         while !now().contains(&format!("\"status\": \"{status}\"")) {
             assert!(start.elapsed() < Duration::from_secs(20), "{}", now());
             std::thread::sleep(Duration::from_millis(50));
@@ -420,8 +426,9 @@ mod runs {
     fn the_first_interrupt_leaves_a_checkpoint_that_resume_goes_on_from() {
         let home = Home::new();
         recipe(&home);
-        let child = trial(&home, &["run", "r.toml"], r#"{"steps":4,"millis":500}"#).spawn().unwrap();
-        wait_for(&home, "running");
+        let description = r#"{"steps":4,"millis":500}"#;
+        let child = trial(&home, &["run", "r.toml"], description).spawn().unwrap();
+        wait_for(&home, description, "running");
         std::thread::sleep(Duration::from_millis(700));
         interrupt(&child);
         let out = child.wait_with_output().unwrap();
@@ -438,14 +445,15 @@ mod runs {
     fn the_second_interrupt_ends_a_deaf_worker() {
         let home = Home::new();
         recipe(&home);
-        let child = trial(&home, &["run", "r.toml"], r#"{"fault":"deaf","millis":30000}"#).spawn().unwrap();
-        wait_for(&home, "running");
+        let description = r#"{"fault":"deaf","millis":30000}"#;
+        let child = trial(&home, &["run", "r.toml"], description).spawn().unwrap();
+        wait_for(&home, description, "running");
         interrupt(&child);
         std::thread::sleep(Duration::from_millis(300));
         interrupt(&child);
         let out = child.wait_with_output().unwrap();
         assert_eq!(out.status.code(), Some(130), "{:?} {}", out.status.signal(), text(&out.stderr));
-        wait_for(&home, "dead");
+        wait_for(&home, description, "dead");
     }
 
     #[test]
@@ -453,8 +461,9 @@ mod runs {
         for (command, status) in [("pause", "paused"), ("cancel", "cancelled")] {
             let home = Home::new();
             recipe(&home);
-            trial(&home, &["run", "r.toml", "--detach"], r#"{"steps":100,"millis":200}"#).output().unwrap();
-            wait_for(&home, "running");
+            let description = r#"{"steps":100,"millis":200}"#;
+            trial(&home, &["run", "r.toml", "--detach"], description).output().unwrap();
+            wait_for(&home, description, "running");
             home.stdout(&["jobs", command, "last"]);
             assert_eq!(only_job(&home)["status"], status);
         }
