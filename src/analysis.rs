@@ -10,10 +10,13 @@ mod size;
 mod stored;
 mod summarize;
 pub mod summary;
+mod timing;
 mod weights;
 
 pub use sandbox::{diff_in_child, handlers, summarize_in_child, weight_in_child};
+pub use size::{dimensions, input_shapes};
 pub use stored::summarize_checkpoint;
 pub use summarize::{Options, bound, require_known, summarize, summarize_file, summarize_opened};
 pub use summary::{Layer, Summary, TensorInfo, Total, ValueInfo};
+pub use timing::time_units;
 pub use weights::distribution;

@@ -260,3 +260,30 @@ fn hostile_text_is_shown_escaped_everywhere() {
     let out = home.run(&["diff", "m.safetensors", "m.safetensors", "--all"]);
     assert!(!text(&out.stdout).contains('\u{1b}'));
 }
+
+#[test]
+fn units_are_timed_and_take_what_a_cut_saves() {
+    let home = Home::new();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/digits-resnet.onnx");
+    let d = home.json("summary", &["inspect", model, "--groups", "--measure"]);
+    let ms = |name: &str| d["timing"][name].as_f64().unwrap();
+    let known = ms("known_ms");
+    assert!(known > 0.3 * ms("nodes_ms") && known <= ms("nodes_ms"), "{}", d["timing"]);
+    assert!(ms("nodes_ms") < 1.1 * ms("run_ms"), "{}", d["timing"]);
+    let groups = d["groups"].as_array().unwrap();
+    for g in groups {
+        let all = g["ms_per_unit"].as_f64().unwrap_or(0.0) * g["units"].as_f64().unwrap();
+        assert_eq!(all > 0.0, g["prunable"] == true, "{g}");
+        assert!(all < 1.01 * known, "{g}");
+    }
+    let text = home.stdout(&["inspect", model, "--groups", "--measure", "--bind", "batch=4"]);
+    assert!(text.contains("ms/unit") && text.contains("with every node timed"), "{text}");
+    let alone = home.run(&["inspect", model, "--measure"]);
+    assert_eq!(alone.status.code(), Some(2));
+    let checkpoint = home.path("llama");
+    fs::create_dir(&checkpoint).unwrap();
+    llama(&checkpoint, |_, _| 0.5);
+    let refused = home.run(&["inspect", checkpoint.to_str().unwrap(), "--groups", "--measure"]);
+    assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("tinsmith import"));
+}

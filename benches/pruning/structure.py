@@ -60,10 +60,6 @@ def run(arguments):
     return done.stdout
 
 
-def newest(home):
-    return max((home / "jobs").iterdir(), key=lambda d: d.name)
-
-
 def one(a, name, criterion, ratio, target, model, data, original):
     """Prunes, counts and measures once; what was found, as JSON."""
     label = f"{name}-{criterion}-{target}{ratio}"
@@ -77,12 +73,13 @@ def one(a, name, criterion, ratio, target, model, data, original):
     lines += ["[[step]]", 'pass = "prune"', f'criterion = "{criterion}"', much, f"samples = {a.samples}", *a.extra]
     recipe = a.out / f"{label}.toml"
     recipe.write_text("\n".join(lines) + "\n")
-    if run([a.program, "--home", a.home, "run", recipe, "-o", pruned]) is None:
+    text = run([a.program, "--home", a.home, "run", recipe, "-o", pruned])
+    if text is None:
         return None
-    job = newest(a.home)
-    report = json.loads((job / "artifacts/01-prune.report.json").read_text())
+    job = next(line.split()[1] for line in text.splitlines() if line.startswith("job "))
+    report = json.loads((a.home / "jobs" / job / "artifacts/01-prune.report.json").read_text())
     # It holds a second copy of the model.
-    run([a.program, "--home", a.home, "jobs", "delete", "--yes", job.name])
+    run([a.program, "--home", a.home, "jobs", "delete", "--yes", job])
     facts, groups = report["facts"], report["groups"]
     # One rounding step: `round_to` units of the group whose unit holds most, at most.
     unit = max(g["parameters_per_unit"] for g in groups if g["kept"] < g["units"])

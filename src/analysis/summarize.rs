@@ -155,6 +155,7 @@ pub fn summarize(graph: &Graph, options: &Options) -> Result<Summary> {
         bindings,
         layers,
         groups,
+        timing: None,
         unknown_ops,
         metadata: header.metadata.clone(),
         warnings,
@@ -363,6 +364,7 @@ fn groups(
             parameters_per_unit: g.parameters_per_unit(constants),
             bytes_per_unit: g.bytes_per_unit(constants),
             macs_per_unit: costs.per_unit(g.id).ok().filter(|n| g.prunable() && *n > 0),
+            ms_per_unit: None,
         })
         .collect()
 }

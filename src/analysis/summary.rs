@@ -75,6 +75,22 @@ pub struct GroupInfo {
     /// Multiply-accumulates that leave with the first unit, at the sizes of `bindings`.
     #[serde(default)]
     pub macs_per_unit: Option<u64>,
+    /// Milliseconds that leave with one unit, where the model was timed; see [`Timing`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms_per_unit: Option<f64>,
+}
+
+/// How the model was timed on ONNX Runtime, at the sizes of `bindings`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Runs.
+    pub runs: u64,
+    /// Median of a run in milliseconds, with every node timed.
+    pub run_ms: f64,
+    /// What nodes take of a run; the middle half of the runs of each counts.
+    pub nodes_ms: f64,
+    /// What of that is in nodes that the runtime still names after those of the graph.
+    pub known_ms: f64,
 }
 
 /// Sums over the layers of one kind.
@@ -164,6 +180,9 @@ pub struct Summary {
     pub layers: Vec<Layer>,
     /// Coupling groups.
     pub groups: Vec<GroupInfo>,
+    /// How units were timed, where they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
     /// Scalar weights.
     pub parameters: u64,
     /// Multiply-accumulates of one inference of the bound input; of the nodes that could be counted.

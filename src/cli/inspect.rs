@@ -4,7 +4,9 @@ use super::context::Context;
 use super::progress::Progress;
 use crate::analysis::{self, Options, Summary};
 use crate::error::{Error, Result};
+use crate::evaluate::measure::{self, MeasureOptions};
 use crate::report::{Format, Section, Sections, differences, inspection};
+use crate::{formats, runtime};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -26,7 +28,7 @@ impl Binding {
 /// Show what is in a model: layers, parameters, MACs, bytes, encodings, cache, tokenizer, coupling groups
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tinsmith inspect model.gguf\n  tinsmith inspect model.onnx --bind batch=8 --format csv > layers.csv\n  tinsmith inspect model.safetensors --tensors=attn --weights"
+    after_help = "Examples:\n  tinsmith inspect model.gguf\n  tinsmith inspect model.onnx --bind batch=8 --format csv > layers.csv\n  tinsmith inspect model.safetensors --tensors=attn --weights\n  tinsmith inspect model.onnx --groups --measure"
 )]
 pub(super) struct Inspect {
     /// Model file, or directory of a checkpoint
@@ -48,6 +50,9 @@ pub(super) struct Inspect {
     /// Only the coupling groups, all of them
     #[arg(long)]
     groups: bool,
+    /// Run the model with every node timed and tell what a unit of each group takes
+    #[arg(long, requires = "groups")]
+    measure: bool,
 }
 
 /// Show what changed between two models: nodes, shapes and weights, by name and by structure
@@ -71,7 +76,10 @@ pub(super) struct Diff {
 }
 
 pub(super) fn inspect(context: &Context, args: Inspect) -> anyhow::Result<()> {
-    let found = summary(&args.model, &args.binding, args.weights)?;
+    let found = match args.measure {
+        true => timed(context, &args)?,
+        false => summary(&args.model, &args.binding, args.weights)?,
+    };
     let asked = [
         (args.layers.is_some(), Section::Layers),
         (args.tensors.is_some(), Section::Tensors),
@@ -84,6 +92,31 @@ pub(super) fn inspect(context: &Context, args: Inspect) -> anyhow::Result<()> {
         brief: context.format == Format::Text,
     };
     context.print(&inspection(&found, &sections)?)
+}
+
+/// The summary of an ONNX file, its units timed on ONNX Runtime.
+fn timed(context: &Context, args: &Inspect) -> Result<Summary> {
+    let path = Path::new(&args.model);
+    if formats::is_checkpoint(path)? {
+        return Err(Error::unsupported("INSPECT-MEASURE", "a checkpoint has no graph that could be timed")
+            .file(path)
+            .hint("`tinsmith import` makes an ONNX file of it; inspect that"));
+    }
+    let progress = Progress::new(context);
+    let options = Options { bindings: args.binding.sizes()?, weights: args.weights, ..Options::default() };
+    let opened = formats::load(path)?;
+    let mut summary = analysis::summarize_opened(&opened, &options)?;
+    let (shapes, stated) = analysis::input_shapes(std::slice::from_ref(&summary));
+    stated.iter().for_each(|line| context.note(line));
+    let measure = MeasureOptions {
+        threads: context.threads()?.unwrap_or(1),
+        shapes,
+        dimensions: analysis::dimensions(std::slice::from_ref(&summary)),
+        ..MeasureOptions::new(runtime::ensure(&context.paths, &progress)?.library)
+    };
+    let profile = measure::profile(path, &measure, &progress)?;
+    analysis::time_units(&mut summary, &opened.graph, &options, &profile)?;
+    Ok(summary)
 }
 
 /// The summary of a model file.

@@ -5,8 +5,10 @@
 //! A variant that fails gets its reasons in `failures`; the others stand. A variant that is meant to
 //! compute the same as the reference and does not, or that yields what is not a number, has no speed.
 
+mod profile;
 mod subject;
 
+pub use profile::{Profile, profile};
 pub(super) use subject::handler;
 
 use super::measurement::{Conditions, Measurement, SCHEMA_VERSION};

@@ -6,7 +6,7 @@ use crate::analysis::{Layer, Summary, TensorInfo, Total};
 use crate::error::Result;
 use crate::formats::About;
 use crate::tensor::Distribution;
-use crate::units::{Bytes, Count};
+use crate::units::{Bytes, Count, Millis};
 
 /// Rows of a table of sums; the rest is one row.
 const KINDS: usize = 12;
@@ -63,7 +63,7 @@ pub fn inspection(s: &Summary, sections: &Sections) -> Result<Report> {
                 Section::Layers => report.heading("layers").table(layers(s, &sections.matching)),
                 Section::Tensors => report.heading("tensors").table(tensors(s, &sections.matching)),
                 Section::Metadata => metadata(report, s),
-                Section::Groups => report.heading("coupling groups").table(groups(s)),
+                Section::Groups => timing(report.heading("coupling groups"), s).table(groups(s)),
             };
         }
         return Ok(report);
@@ -414,8 +414,22 @@ fn groups(summary: &Summary) -> Table {
     group_table(summary.groups.iter())
 }
 
+/// How the units were timed, where they were.
+fn timing(report: Report, summary: &Summary) -> Report {
+    let Some(t) = &summary.timing else { return report };
+    report.line(format!(
+        "{} runs of {} with every node timed; nodes take {}, {:.0} % of it under names of the graph",
+        t.runs,
+        Millis(t.run_ms),
+        Millis(t.nodes_ms),
+        100.0 * t.known_ms / t.nodes_ms.max(f64::MIN_POSITIVE)
+    ))
+}
+
 fn group_table<'a>(groups: impl Iterator<Item = &'a GroupInfo>) -> Table {
-    let mut table = Table::new(&[
+    let groups: Vec<&GroupInfo> = groups.collect();
+    let timed = groups.iter().any(|g| g.ms_per_unit.is_some());
+    let mut columns = vec![
         ("id", "group"),
         ("kind", "<kind"),
         ("units", "units"),
@@ -424,14 +438,18 @@ fn group_table<'a>(groups: impl Iterator<Item = &'a GroupInfo>) -> Table {
         ("macs_per_unit", "MACs/unit"),
         ("members", "tensors"),
         ("prunable", "<prunable"),
-    ]);
+    ];
+    if timed {
+        columns.insert(6, ("ms_per_unit", "ms/unit"));
+    }
+    let mut table = Table::new(&columns);
     for g in groups {
         let state = match (&g.pinned_by, g.prunable) {
             (_, true) => "yes".to_string(),
             (Some(why), false) => format!("no: {why}"),
             (None, false) => "no".to_string(),
         };
-        table.push([
+        let mut row = vec![
             Cell::value(g.id, g.id),
             Cell::text(g.kind.to_string()),
             Cell::value(g.units, g.units),
@@ -440,7 +458,11 @@ fn group_table<'a>(groups: impl Iterator<Item = &'a GroupInfo>) -> Table {
             Cell::maybe(g.macs_per_unit, |n| Count(n).to_string()),
             Cell::value(g.members.len(), g.members.len()),
             Cell::value(g.prunable, state),
-        ]);
+        ];
+        if timed {
+            row.insert(6, Cell::maybe(g.ms_per_unit, |ms| format!("{ms:.4}")));
+        }
+        table.push(row);
     }
     table
 }

@@ -75,8 +75,9 @@ impl Table {
     }
 
     /// Adds a row.
-    pub fn push<const N: usize>(&mut self, row: [Cell; N]) {
-        debug_assert_eq!(N, self.columns.len(), "a row has a cell for each column");
-        self.rows.push(row.into());
+    pub fn push(&mut self, row: impl Into<Vec<Cell>>) {
+        let row = row.into();
+        debug_assert_eq!(row.len(), self.columns.len(), "a row has a cell for each column");
+        self.rows.push(row);
     }
 }

@@ -7,7 +7,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 /// Time spent in one node of the graph as the library rewrote it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OpTime {
     /// Node name; fused nodes carry the name of a node of the original graph as prefix.
     pub node: String,
@@ -19,6 +19,17 @@ pub struct OpTime {
     pub count: u64,
     /// Time over all runs in microseconds.
     pub total_us: u64,
+    /// One run in microseconds: the mean of the middle half, which a slow first run or an interrupt does
+    /// not touch.
+    pub typical_us: f64,
+}
+
+/// The mean of the middle half.
+fn typical(mut durations: Vec<u64>) -> f64 {
+    durations.sort_unstable();
+    let cut = durations.len() / 4;
+    let middle = &durations[cut..durations.len() - cut];
+    middle.iter().sum::<u64>() as f64 / middle.len().max(1) as f64
 }
 
 #[derive(Deserialize)]
@@ -53,20 +64,23 @@ pub fn read_profile(path: &Path) -> Result<Vec<OpTime>> {
             .file(path)
             .hint("profile again")
     })?;
-    let mut times: HashMap<String, OpTime> = HashMap::new();
+    let mut runs: HashMap<String, (Args, Vec<u64>)> = HashMap::new();
     for event in events.into_iter().filter(|e| e.cat == "Node") {
         let Some(node) = event.name.strip_suffix("_kernel_time") else { continue };
-        let time = times.entry(node.to_string()).or_insert_with(|| OpTime {
-            node: node.to_string(),
-            op: event.args.op_name,
-            provider: event.args.provider,
-            count: 0,
-            total_us: 0,
-        });
-        time.count += 1;
-        time.total_us += event.dur;
+        let (_, durations) = runs.entry(node.to_string()).or_insert_with(|| (event.args, Vec::new()));
+        durations.push(event.dur);
     }
-    let mut times: Vec<OpTime> = times.into_values().collect();
+    let mut times: Vec<OpTime> = runs
+        .into_iter()
+        .map(|(node, (args, durations))| OpTime {
+            node,
+            op: args.op_name,
+            provider: args.provider,
+            count: durations.len() as u64,
+            total_us: durations.iter().sum(),
+            typical_us: typical(durations),
+        })
+        .collect();
     times.sort_by(|a, b| b.total_us.cmp(&a.total_us).then_with(|| a.node.cmp(&b.node)));
     Ok(times)
 }

@@ -165,6 +165,7 @@ pub fn summary() -> Summary {
         parameters_per_unit: 289,
         bytes_per_unit: 4 * 289,
         macs_per_unit: Some(18_432),
+        ms_per_unit: None,
     };
     let tensors = tensors(&layers);
     Summary {
@@ -190,6 +191,7 @@ pub fn summary() -> Summary {
         parameters: layers.iter().map(|l| l.parameters).sum(),
         macs: layers.iter().filter_map(|l| l.macs).sum(),
         macs_unknown: 1,
+        timing: None,
         weight_bytes: layers.iter().map(|l| l.weight_bytes).sum(),
         file_bytes: 62_310,
         peak_activation_bytes: 12_288,
@@ -319,6 +321,7 @@ pub fn language() -> Summary {
         warnings: vec![],
         unknown_ops: vec![],
         macs_unknown: 0,
+        timing: None,
         ..summary()
     }
 }

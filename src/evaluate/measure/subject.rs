@@ -7,12 +7,15 @@ use crate::evaluate::accuracy::{InputForm, classify};
 use crate::evaluate::noise::reference_loop;
 use crate::evaluate::stats;
 use crate::monitor::Monitor;
-use crate::runtime::{Dim, Library, Port, Prepared, Runtime, Session, SessionOptions};
+use crate::runtime::{Dim, Library, OpTime, Port, Prepared, Runtime, Session, SessionOptions};
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// Fewest and most runs of a profile; the library keeps a million events.
+const PROFILED: (usize, usize) = (8, 400);
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Question {
@@ -35,6 +38,17 @@ pub(super) enum Question {
     Sample { budget_ms: f64, most: usize, inner: usize },
     /// Peak memory so far.
     Peak,
+    /// Loads a model and runs it for `budget_ms`, with every node timed.
+    Profile {
+        library: Library,
+        model: PathBuf,
+        /// With a place for the profile.
+        session: SessionOptions,
+        shapes: BTreeMap<String, Vec<usize>>,
+        dimensions: BTreeMap<String, usize>,
+        seed: u64,
+        budget_ms: f64,
+    },
     /// Runs labelled data through the model.
     Accuracy { data: String, batch: usize },
 }
@@ -45,6 +59,7 @@ pub(super) enum Answer {
     Loaded(Loaded),
     Samples { ms: Vec<f64>, reference_ms: f64 },
     Peak { rss_bytes: Option<u64> },
+    Profile { runs: u64, run_ms: f64, nodes: Vec<OpTime> },
     Accuracy { correct: Vec<bool>, data_hash: String },
 }
 
@@ -133,6 +148,20 @@ fn answer(state: &mut State, question: Question, link: &Link) -> Result<Answer> 
             Ok(Answer::Samples { ms, reference_ms })
         }
         Question::Peak => Ok(Answer::Peak { rss_bytes: peak_rss() }),
+        Question::Profile { library, model, session, shapes, dimensions, seed, budget_ms } => {
+            let runtime = Runtime::open(&library)?;
+            let mut loaded = Session::load(&runtime, &model, &session)?;
+            let wanted = bind(loaded.inputs(), &shapes, &dimensions)?;
+            let prepared = loaded.prepare(&random_inputs(&wanted, seed)?)?;
+            let until = Instant::now() + Duration::from_secs_f64(budget_ms.clamp(0.0, 3.6e6) / 1e3);
+            let mut ms = Vec::new();
+            while ms.len() < PROFILED.0 || (ms.len() < PROFILED.1 && Instant::now() < until) {
+                ms.push(loaded.time(&prepared, 1)?.as_secs_f64() * 1e3);
+                link.progress(ms.len() as u64);
+            }
+            let nodes = loaded.end_profile()?;
+            Ok(Answer::Profile { runs: ms.len() as u64, run_ms: stats::median(&ms), nodes })
+        }
         Question::Accuracy { data, batch } => {
             let session = state.session.as_mut().ok_or_else(not_loaded)?;
             let data = DataSet::open(&data)?;

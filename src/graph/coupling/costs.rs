@@ -168,6 +168,37 @@ impl<'a> Costs<'a> {
         Ok(now.saturating_sub(less))
     }
 
+    /// By group, the part of each node's work that leaves with one more unit of it, the others as they are
+    /// now: of its multiply-accumulates, or of the bytes that it reads and writes where it has none.
+    /// Nodes whose work is not known and groups of one unit have no parts.
+    pub fn parts(&mut self) -> Vec<Vec<(NodeIndex, f64)>> {
+        let mut touched: Vec<Vec<NodeIndex>> = vec![vec![]; self.kept.len()];
+        for i in 0..self.graph.nodes().len() {
+            self.groups_at(i).into_iter().for_each(|group| touched[group].push(i));
+        }
+        touched.into_iter().enumerate().map(|(group, nodes)| self.parts_of(group, &nodes)).collect()
+    }
+
+    fn parts_of(&mut self, group: usize, nodes: &[NodeIndex]) -> Vec<(NodeIndex, f64)> {
+        let kept = self.kept[group];
+        let work = |costs: &Costs<'_>, i: NodeIndex| match costs.of_node(i) {
+            Some(macs) if macs > 0 => Some(macs),
+            _ => costs.traffic(i),
+        };
+        let before: Vec<Option<u64>> = nodes.iter().map(|i| work(self, *i)).collect();
+        if kept < 2 || self.set(group, kept - 1).is_err() {
+            return Vec::new();
+        }
+        let part = |(i, before): (&NodeIndex, &Option<u64>)| {
+            let (before, after) = ((*before)?, work(self, *i)?);
+            (before > after).then(|| (*i, (before - after) as f64 / before as f64))
+        };
+        let parts = nodes.iter().zip(&before).filter_map(part).collect();
+        // What it was is always possible.
+        let _ = self.set(group, kept);
+        parts
+    }
+
     fn macs_around(&self, group: usize) -> u64 {
         let around = self.around.get(group).into_iter().flatten();
         around.filter_map(|i| self.macs.get(i)).fold(0, |sum, n| sum.saturating_add(*n))

@@ -9,9 +9,7 @@ use crate::export;
 use crate::formats;
 use crate::jobs::request::{Sampling, Subject};
 use crate::monitor::{Level, Monitor};
-use crate::ops::Dim;
 use crate::runtime::{self, Library};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The work of [`crate::jobs::Request::Measure`].
@@ -106,7 +104,7 @@ pub(super) fn prepared(
         variants.push(spec);
     }
     let defaults = MeasureOptions::new(library.clone());
-    let (shapes, stated) = shapes(&summaries);
+    let (shapes, stated) = analysis::input_shapes(&summaries);
     for line in stated {
         ctx.monitor.log(Level::Info, &line);
     }
@@ -114,7 +112,7 @@ pub(super) fn prepared(
         seconds: what.sampling.seconds.unwrap_or(defaults.seconds),
         rounds: what.sampling.rounds.unwrap_or(defaults.rounds),
         shapes,
-        dimensions: dimensions(&summaries),
+        dimensions: analysis::dimensions(&summaries),
         eval: what.data.map(String::from),
         ..defaults
     };
@@ -129,77 +127,5 @@ fn facts(summary: &Summary, path: &Path) -> Facts {
         weight_bytes: summary.weight_bytes,
         peak_activation_bytes: summary.peak_activation_bytes,
         external_bytes: summary.file_bytes.saturating_sub(file),
-    }
-}
-
-/// Sizes of named dimensions as analysis bound them, so that figures and counts are of one input.
-fn dimensions(summaries: &[Summary]) -> BTreeMap<String, usize> {
-    let bound = summaries.iter().flat_map(|s| &s.bindings);
-    bound.filter_map(|(name, size)| Some((name.clone(), usize::try_from(*size).ok()?))).collect()
-}
-
-/// Shapes of the inputs that all models have, with open dimensions bound as analysis bound them, and a
-/// line for each that was open.
-fn shapes(summaries: &[Summary]) -> (BTreeMap<String, Vec<usize>>, Vec<String>) {
-    let (mut shapes, mut lines) = (BTreeMap::new(), Vec::new());
-    let Some(first) = summaries.first() else { return (shapes, lines) };
-    for input in &first.inputs {
-        let common =
-            summaries.iter().all(|s| s.inputs.iter().any(|i| i.name == input.name && i.shape == input.shape));
-        let Some(dims) = input.shape.as_ref().filter(|_| common) else { continue };
-        let bound = |symbol: &str| first.bindings.iter().find(|(s, _)| s == symbol).map(|(_, n)| *n);
-        let size = |(axis, dim): (usize, &String)| {
-            let open = format!("{}.{axis}", input.name);
-            let size = bound(dim).or_else(|| Dim::parse(dim).eval(&bound)).or_else(|| bound(&open))?;
-            usize::try_from(size).ok()
-        };
-        let Some(shape) = dims.iter().enumerate().map(size).collect::<Option<Vec<usize>>>() else { continue };
-        if dims.iter().skip(1).any(|d| d.parse::<i64>().is_err()) {
-            let text = |d: &[String]| d.join(",");
-            let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
-            lines.push(format!(
-                "input \"{}\" [{}] is measured as [{}]; --bind chooses other sizes",
-                input.name,
-                text(dims),
-                text(&sizes)
-            ));
-        }
-        shapes.insert(input.name.clone(), shape);
-    }
-    (shapes, lines)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::analysis::ValueInfo;
-    use crate::graph::{Edit, Type};
-    use crate::ops::Attributes;
-    use crate::tensor::DType;
-
-    fn summary(dims: &[Dim]) -> Summary {
-        let mut edit = Edit::new("g", &[("", 17)]);
-        let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape: Some(dims.to_vec()) });
-        let y = edit.add_op("Relu", &[x], Attributes::new(), "y");
-        edit.add_output(y);
-        analysis::summarize(&edit.commit().unwrap(), &Options::default()).unwrap()
-    }
-
-    #[test]
-    fn open_dimensions_are_measured_as_they_are_counted() {
-        let dims = [Dim::symbol("batch"), Dim::from(3i64), Dim::unknown(), Dim::symbol("width")];
-        let (all, lines) = shapes(&[summary(&dims), summary(&dims)]);
-        assert_eq!(all["x"], [1, 3, 224, 224]);
-        assert!(lines[0].contains("[1,3,224,224]"), "{lines:?}");
-        let (all, lines) = shapes(&[summary(&[Dim::symbol("batch"), Dim::from(64i64)])]);
-        assert!(all["x"] == [1, 64] && lines.is_empty(), "{lines:?}");
-    }
-
-    #[test]
-    fn inputs_that_differ_between_models_are_left_to_each_model() {
-        let (a, mut b) = (summary(&[Dim::from(1i64)]), summary(&[Dim::from(1i64)]));
-        b.inputs = vec![ValueInfo { name: "z".into(), dtype: "f32".into(), shape: None }];
-        assert!(shapes(&[a, b]).0.is_empty());
-        assert!(shapes(&[]).0.is_empty());
     }
 }

@@ -4,8 +4,8 @@
 //!
 //! For one product with inputs X (units S stay, R leave), weight W and moments over positions of the
 //! original model, `m = E[X]`, `G = E[(X - m)(X - m)^T]`: the weights that stay become
-//! `W_S + W_R G_RS (G_SS + l I)^-1`, which minimises the squared error of the output plus `l` times the
-//! squared change of the weights, with `l` a part of the mean of diag(G_SS); the bias takes
+//! `W_S + W_R G_RS (G_SS + l I)^-1`, which minimises the squared error of the output, relative to its size
+//! at a position (see [`moments`]), plus `l` times the squared change of the weights, with `l` a part of the mean of diag(G_SS); the bias takes
 //! `W m - W'_S m_S`. A product without a place for a bias uses moments about zero (no bias then), unless
 //! the repair is `bias`, which adds one. Kept in memory: one moment matrix a product, and as many passes
 //! over the data as these need under the cap.

@@ -181,9 +181,11 @@ fn streams(
             }
         }
         executor.run_tapped(&batch.inputs, &none, Seen::Of(&read), &mut note)?;
-        let mut sums = Vec::new();
-        streams.values().for_each(|stream| stream.save(&mut sums));
-        kept.note(i + 1, sums);
+        kept.note(i + 1, || {
+            let mut sums = Vec::new();
+            streams.values().for_each(|stream| stream.save(&mut sums));
+            sums
+        });
         Ok(())
     });
     kept.write();

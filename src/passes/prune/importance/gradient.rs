@@ -142,7 +142,7 @@ fn by_gate(source: &Source<'_>, executor: &Executor) -> Result<Vec<f64>> {
         for ((_, unit), change) in std::mem::take(&mut **rows) {
             sums[unit] += raised(change, power);
         }
-        kept.note(batches, sums.clone());
+        kept.note(batches, || sums.clone());
     };
     let outcome = each_gradient(source, executor, &wanted, skip, 1, &mut each, &mut end);
     kept.write();
@@ -237,7 +237,7 @@ fn by_weight(source: &Source<'_>, executor: &Executor, criterion: Criterion) -> 
             *change = 0.0;
         }
         if goes_on {
-            kept.note(done, sums.clone());
+            kept.note(done, || sums.clone());
         }
     };
     let copies = if criterion == Criterion::LlmPruner { 3 } else { 1 };
@@ -251,7 +251,7 @@ fn by_weight(source: &Source<'_>, executor: &Executor, criterion: Criterion) -> 
         spread(v, &shapes[&v], &change, &mut sums);
     }
     if !goes_on {
-        kept.note(seen, sums.clone());
+        kept.note(seen, || sums.clone());
         kept.write();
     }
     if criterion == Criterion::Obd {

@@ -45,9 +45,12 @@ impl<'a> Kept<'a> {
         (self.done, &self.sums)
     }
 
-    /// The sums once `done` batches were seen.
-    pub(super) fn note(&mut self, done: usize, sums: Vec<f64>) {
-        (self.done, self.sums) = (done, sums);
+    /// The sums once `done` batches were seen; they are asked for where anything is kept.
+    pub(super) fn note(&mut self, done: usize, sums: impl FnOnce() -> Vec<f64>) {
+        if self.memo.is_none() {
+            return;
+        }
+        (self.done, self.sums) = (done, sums());
         if self.written.1.elapsed() >= EVERY {
             self.write();
         }

@@ -1,4 +1,10 @@
 //! First and second moments of what flows into products, gathered batch by batch.
+//!
+//! Of a plain product positions weigh `1 / (1 + e / t)`: `e` is the squared norm of its output there, `t`
+//! the median of that over the first batch. Behind a product comes a sum and a norm, to which the error
+//! relative to the size of a position matters. In transformers a few positions, often the first, have
+//! outputs some thousand times as large as the others (massive activations, arXiv 2402.17762); a fit to
+//! their squared error is paid for by all the others.
 
 use super::super::importance::{Positions, Source, each_batch};
 use super::{Lost, Repair};
@@ -15,6 +21,7 @@ use std::rc::Rc;
 /// Sums over positions.
 #[derive(Debug, Default)]
 pub(super) struct Moments {
+    /// Sum of weights.
     count: f64,
     sum: Vec<f64>,
     /// Sum of products `[features, features]`, where it was asked for.
@@ -29,36 +36,90 @@ impl Moments {
 
     /// Mean by feature.
     pub(super) fn mean(&self) -> Vec<f64> {
-        self.sum.iter().map(|s| s / self.count.max(1.0)).collect()
+        self.sum.iter().map(|s| s / self.weight()).collect()
+    }
+
+    fn weight(&self) -> f64 {
+        if self.count > 0.0 { self.count } else { 1.0 }
     }
 
     /// Mean product of two features, about their means where `centred`.
     pub(super) fn about(&self, i: usize, j: usize, centred: bool) -> f64 {
-        let n = self.count.max(1.0);
+        let n = self.weight();
         let raw = self.gram.as_ref().map_or(0.0, |g| f64::from(g[i * self.sum.len() + j])) / n;
         if centred { raw - self.sum[i] / n * (self.sum[j] / n) } else { raw }
     }
 
-    /// Adds positions: `x` holds one feature a row where `by_feature`, else one position a row.
-    fn add(&mut self, x: &[f32], positions: usize, by_feature: bool) {
-        let features = self.sum.len();
+    /// Adds positions of equal weight; `x` holds one feature a row.
+    fn add_columns(&mut self, x: &[f32], positions: usize) {
         self.count += positions as f64;
-        let matrix = match by_feature {
-            true => Matrix::new(x, features, positions),
-            false => Matrix::new(x, positions, features).t(),
-        };
-        if by_feature {
-            for (sum, line) in self.sum.iter_mut().zip(x.chunks(positions.max(1))) {
-                *sum += line.iter().map(|v| f64::from(*v)).sum::<f64>();
-            }
-        } else {
-            for line in x.chunks(features.max(1)) {
-                self.sum.iter_mut().zip(line).for_each(|(s, v)| *s += f64::from(*v));
-            }
+        for (sum, line) in self.sum.iter_mut().zip(x.chunks(positions.max(1))) {
+            *sum += line.iter().map(|v| f64::from(*v)).sum::<f64>();
         }
         if let Some(gram) = &mut self.gram {
+            let matrix = Matrix::new(x, self.sum.len(), positions);
             product(1.0, matrix, matrix.t(), gram, true, true);
         }
+    }
+
+    /// Adds positions by weight; `x` holds one position a row.
+    fn add_rows(&mut self, mut x: Vec<f32>, weights: &[f64]) {
+        let features = self.sum.len();
+        self.count += weights.iter().sum::<f64>();
+        for (line, weight) in x.chunks_mut(features.max(1)).zip(weights) {
+            self.sum.iter_mut().zip(&*line).for_each(|(s, v)| *s += weight * f64::from(*v));
+            let root = weight.sqrt() as f32;
+            line.iter_mut().for_each(|v| *v *= root);
+        }
+        if let Some(gram) = &mut self.gram {
+            let matrix = Matrix::new(&x, weights.len(), features).t();
+            product(1.0, matrix, matrix.t(), gram, true, true);
+        }
+    }
+}
+
+/// What flows into a plain product, until its outputs are there to weigh the positions by.
+struct Held {
+    value: Value,
+    /// By row, the sum over the products of the squared norm of the output in parts of the typical one.
+    sizes: Vec<f64>,
+    /// Products that read it, and how many of them have answered.
+    readers: usize,
+    answers: usize,
+}
+
+/// By output of a plain product: what it reads, the axis of its features, and the typical squared norm.
+struct Answer {
+    data: ValueId,
+    features: usize,
+    typical: Option<f64>,
+}
+
+impl Answer {
+    /// Adds to `held` the size of each row in parts of the typical one.
+    fn weigh(&mut self, value: &Value, positions: &Positions, held: &mut Held) -> Result<()> {
+        let float = value.float()?;
+        let shape = float.dims();
+        let y = elements::<f32>(float)?;
+        let inner: usize = shape[self.features + 1..].iter().product();
+        let (features, shown) = (shape[self.features], positions.rows_of(shape, self.features));
+        let squared = |(row, shown): (usize, &Option<usize>)| {
+            let line =
+                y.get(row * features * inner..(row + 1) * features * inner).filter(|_| shown.is_some());
+            line.map(|l| l.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>())
+        };
+        let sizes: Vec<Option<f64>> = shown.iter().enumerate().map(squared).collect();
+        let typical = *self.typical.get_or_insert_with(|| {
+            let mut known: Vec<f64> = sizes.iter().flatten().copied().collect();
+            known.sort_by(f64::total_cmp);
+            known.get(known.len() / 2).copied().unwrap_or(0.0)
+        });
+        held.sizes.resize(sizes.len(), 0.0);
+        for (sum, size) in held.sizes.iter_mut().zip(&sizes) {
+            *sum += size.filter(|_| typical > 0.0).map_or(1.0, |size| size / typical);
+        }
+        held.answers += 1;
+        Ok(())
     }
 }
 
@@ -95,37 +156,54 @@ pub(super) fn gather(source: &Source<'_>, lost: &[Lost], repair: Repair) -> Resu
         let features = l.taps * (l.kept.len() + l.gone.len());
         flows.entry(flow(l)).or_insert_with(|| Moments::of(features, repair == Repair::Ridge));
     }
-    let read: BTreeSet<ValueId> = flows.keys().map(|(v, _)| *v).collect();
+    let mut answers: BTreeMap<ValueId, Answer> = BTreeMap::new();
+    for l in lost.iter().filter(|l| flow(l).1.is_none()) {
+        let output = graph.node(l.gate.node).outputs.first().copied().flatten();
+        if let Some(output) = output {
+            let features = l.gate.at.output;
+            answers.insert(output, Answer { data: l.gate.data, features, typical: None });
+        }
+    }
+    let read: BTreeSet<ValueId> = flows.keys().map(|(v, _)| *v).chain(answers.keys().copied()).collect();
     let executor = Executor::new(graph)?;
     let none = Overrides::new();
     each_batch(source, "prune: look at what products read", 0, &mut |_, batch| {
         let positions = Positions::of(batch)?;
+        let mut waiting: BTreeMap<ValueId, Held> = BTreeMap::new();
         executor
             .run_tapped(&batch.inputs, &none, Seen::Of(&|v| read.contains(&v)), &mut |v, value| {
                 source.monitor.check()?;
-                for ((_, node), moments) in flows.range_mut((v, None)..=(v, Some(usize::MAX))) {
-                    let at = |e: Error| e.field(format!("value \"{}\"", graph.value_name(v)));
-                    match node {
-                        None => plain(value, &positions, moments).map_err(at)?,
-                        Some(node) => {
-                            let op = graph.operator(*node)?;
-                            let inputs = [Some(value), weights.get(node)];
-                            let real = batch.rows;
-                            let unfolded = op
-                                .unfold(&inputs, &mut |row, columns, count| {
-                                    if row < real {
-                                        moments.add(columns, count, true);
-                                    }
-                                })
-                                .map_err(at)?;
-                            if !unfolded {
-                                return Err(Error::internal(
-                                    "REPAIR-UNFOLD",
-                                    "a convolution is not unfolded",
-                                )
-                                .node(graph.label(*node)));
+                let at = |e: Error| e.field(format!("value \"{}\"", graph.value_name(v)));
+                if let Some(answer) = answers.get_mut(&v)
+                    && let Some(held) = waiting.get_mut(&answer.data)
+                {
+                    answer.weigh(value, &positions, held).map_err(at)?;
+                    if held.answers == held.readers
+                        && let (Some(held), Some(moments)) =
+                            (waiting.remove(&answer.data), flows.get_mut(&(answer.data, None)))
+                    {
+                        plain(&held, &positions, moments).map_err(at)?;
+                    }
+                }
+                if flows.contains_key(&(v, None)) {
+                    let readers = answers.values().filter(|a| a.data == v).count();
+                    waiting.insert(v, Held { value: value.clone(), sizes: vec![], readers, answers: 0 });
+                }
+                for ((_, node), moments) in flows.range_mut((v, Some(0))..=(v, Some(usize::MAX))) {
+                    let Some(node) = node else { continue };
+                    let op = graph.operator(*node)?;
+                    let inputs = [Some(value), weights.get(node)];
+                    let real = batch.rows;
+                    let unfolded = op
+                        .unfold(&inputs, &mut |row, columns, count| {
+                            if row < real {
+                                moments.add_columns(columns, count);
                             }
-                        }
+                        })
+                        .map_err(at)?;
+                    if !unfolded {
+                        return Err(Error::internal("REPAIR-UNFOLD", "a convolution is not unfolded")
+                            .node(graph.label(*node)));
                     }
                 }
                 Ok(())
@@ -142,24 +220,25 @@ pub(super) fn gather(source: &Source<'_>, lost: &[Lost], repair: Repair) -> Resu
     Ok(lost.iter().map(|l| Rc::clone(&shared[&flow(l)])).collect())
 }
 
-/// A value whose last axis holds the features.
-fn plain(value: &Value, positions: &Positions, moments: &mut Moments) -> Result<()> {
-    let float = value.float()?;
+/// A value whose last axis holds the features, its positions weighed by the outputs made of them.
+fn plain(held: &Held, positions: &Positions, moments: &mut Moments) -> Result<()> {
+    let float = held.value.float()?;
     let shape = float.dims();
     let axis = shape.len() - 1;
     let x = elements::<f32>(float)?;
     let features = shape[axis].max(1);
     let shown = positions.rows_of(shape, axis);
-    if shown.iter().all(Option::is_some) {
-        moments.add(&x, shown.len(), false);
-        return Ok(());
+    let readers = held.readers.max(1) as f64;
+    // Where outputs have other positions than the data, all weigh the same.
+    let weight = |row: usize| match held.sizes.len() == shown.len() {
+        true => 1.0 / (1.0 + held.sizes[row] / readers),
+        false => 1.0,
+    };
+    let (mut rows, mut weights) = (Vec::with_capacity(x.len()), Vec::with_capacity(shown.len()));
+    for (row, line) in x.chunks(features).enumerate().filter(|(row, _)| shown[*row].is_some()) {
+        rows.extend_from_slice(line);
+        weights.push(weight(row));
     }
-    let kept: Vec<f32> = x
-        .chunks(features)
-        .zip(&shown)
-        .filter(|(_, s)| s.is_some())
-        .flat_map(|(line, _)| line.iter().copied())
-        .collect();
-    moments.add(&kept, kept.len() / features, false);
+    moments.add_rows(rows, &weights);
     Ok(())
 }
