@@ -154,6 +154,12 @@ impl PassReport {
     pub fn skip(&mut self, rule: &str, target: impl Into<String>, reason: impl Into<String>) {
         self.skipped.push(Skipped { rule: rule.into(), target: target.into(), reason: reason.into() });
     }
+    /// Takes over what another report notes.
+    pub(crate) fn absorb(&mut self, other: PassReport) {
+        self.applied.extend(other.applied);
+        self.skipped.extend(other.skipped);
+        self.facts.extend(other.facts);
+    }
 }
 
 /// A transformation of graphs. Same graph, settings, data, seed and threads give the same result.

@@ -9,7 +9,12 @@
 //! `W m - W'_S m_S`. A product without a place for a bias uses moments about zero (no bias then), unless
 //! the repair is `bias`, which adds one. Kept in memory: one moment matrix a product, and as many passes
 //! over the data as these need under the cap.
+//!
+//! Products are fitted one by one, so that no error of theirs tells what becomes of the model. Both ways
+//! to weigh positions are tried, and what brings the model's outputs nearest to the original's on the
+//! first rows of the data is kept, be it the cut as it was.
 
+mod judge;
 mod moments;
 mod put;
 
@@ -21,7 +26,8 @@ use crate::graph::constants::Constants;
 use crate::kernels::cholesky::Cholesky;
 use crate::kernels::gemm::{Matrix, product};
 use crate::passes::PassReport;
-use moments::Moments;
+use judge::Judge;
+use moments::{Moments, Weighing};
 use put::Place;
 use serde::{Deserialize, Serialize};
 
@@ -79,20 +85,69 @@ pub(super) fn repair(
         let taps = tensor.len() / features.max(1);
         lost.push(Lost { gate, kept: stays.clone(), gone, taps, place });
     }
+    let fitted = |weighing: Weighing| -> Result<(Graph, PassReport)> {
+        let mut told = PassReport::new("prune");
+        let graph = fitted(source, &lost, &pruned, settings, weighing, cap, &mut told)?;
+        Ok((graph, told))
+    };
+    // Convolutions weigh all positions the same.
+    let plain = lost.iter().any(|l| !source.graph.node(l.gate.node).is("Conv"));
+    if !plain {
+        let (graph, told) = fitted(Weighing::Alike)?;
+        report.absorb(told);
+        return Ok(graph);
+    }
+    let judge = Judge::of(source)?;
+    let without = judge.distance(&pruned)?;
+    let (graph, told) = fitted(Weighing::Relative)?;
+    let (Some(without), Some(relative)) = (without, judge.distance(&graph)?) else {
+        // Outputs that were cut have no distance.
+        report.absorb(told);
+        return Ok(graph);
+    };
+    let (other, told_by_other) = fitted(Weighing::Alike)?;
+    let alike = judge.distance(&other)?.unwrap_or(f64::INFINITY);
+    let outcome = format!(
+        "distance from the original's outputs on {} rows: {without:.3e} without, {relative:.3e} by relative \
+         error, {alike:.3e} by error",
+        judge.rows()
+    );
+    let figures = [("repair_distance_without", without), ("repair_distance", relative.min(alike))];
+    // JSON has no infinity.
+    report.facts.extend(figures.map(|(k, v)| (k.to_string(), v)).into_iter().filter(|(_, v)| v.is_finite()));
+    if without < relative.min(alike) {
+        report.skip("repair", "the model", format!("it is nearer without; {outcome}"));
+        return Ok(pruned);
+    }
+    report.apply("repair", "the model", outcome);
+    let (graph, told) = if alike < relative { (other, told_by_other) } else { (graph, told) };
+    report.absorb(told);
+    Ok(graph)
+}
+
+/// `pruned` with the products of `lost` fitted.
+fn fitted(
+    source: &Source<'_>,
+    lost: &[Lost],
+    pruned: &Graph,
+    settings: &Settings,
+    weighing: Weighing,
+    cap: u64,
+    report: &mut PassReport,
+) -> Result<Graph> {
     let mut edit = pruned.edit();
-    let whole = lost.len();
     let mut done = 0;
-    let mut left = lost.as_slice();
+    let mut left = lost;
     while !left.is_empty() {
         let fits = moments::fitting(left, settings.repair, cap);
         let (now, later) = left.split_at(fits);
         left = later;
-        let moments = moments::gather(source, now, settings.repair)?;
-        source.monitor.phase("prune: repair", Some(whole as u64));
+        let moments = moments::gather(source, now, settings.repair, weighing)?;
+        source.monitor.phase("prune: repair", Some(lost.len() as u64));
         for (lost, moments) in now.iter().zip(moments) {
             source.monitor.check()?;
             let fitted = fit(source, lost, &moments, settings)?;
-            put::put(&pruned, &mut edit, lost, fitted, report)?;
+            put::put(pruned, &mut edit, lost, fitted, report)?;
             done += 1;
             source.monitor.progress(done);
         }

@@ -1,10 +1,11 @@
 //! First and second moments of what flows into products, gathered batch by batch.
 //!
-//! Of a plain product positions weigh `1 / (1 + e / t)`: `e` is the squared norm of its output there, `t`
-//! the median of that over the first batch. Behind a product comes a sum and a norm, to which the error
-//! relative to the size of a position matters. In transformers a few positions, often the first, have
-//! outputs some thousand times as large as the others (massive activations, arXiv 2402.17762); a fit to
-//! their squared error is paid for by all the others.
+//! By [`Weighing::Relative`] positions of a plain product weigh `1 / (1 + e / t)`: `e` is the squared norm
+//! of its output there, `t` the median of that over the first batch. Behind a product comes a sum and a
+//! norm, to which the error relative to the size of a position matters. In transformers a few positions,
+//! often the first, have outputs some thousand times as large as the others (massive activations, arXiv
+//! 2402.17762); a fit to their squared error is paid for by all the others. Where a model lives on these
+//! positions, as decoders do that let all tokens look at the first, [`Weighing::Alike`] may serve better.
 
 use super::super::importance::{Positions, Source, each_batch};
 use super::{Lost, Repair};
@@ -17,6 +18,15 @@ use crate::ops::float::elements;
 use crate::tensor::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+
+/// How much each position counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weighing {
+    /// By the error relative to the output.
+    Relative,
+    /// All the same.
+    Alike,
+}
 
 /// Sums over positions.
 #[derive(Debug, Default)]
@@ -141,7 +151,12 @@ pub(super) fn fitting(lost: &[Lost], repair: Repair, cap: u64) -> usize {
 type Flow = (ValueId, Option<NodeIndex>);
 
 /// Moments of the data of each product, in their order; products that read the same data share one.
-pub(super) fn gather(source: &Source<'_>, lost: &[Lost], repair: Repair) -> Result<Vec<Rc<Moments>>> {
+pub(super) fn gather(
+    source: &Source<'_>,
+    lost: &[Lost],
+    repair: Repair,
+    weighing: Weighing,
+) -> Result<Vec<Rc<Moments>>> {
     let graph = source.graph;
     let constants = Constants::of(graph);
     let mut weights: BTreeMap<NodeIndex, Value> = BTreeMap::new();
@@ -182,7 +197,7 @@ pub(super) fn gather(source: &Source<'_>, lost: &[Lost], repair: Repair) -> Resu
                         && let (Some(held), Some(moments)) =
                             (waiting.remove(&answer.data), flows.get_mut(&(answer.data, None)))
                     {
-                        plain(&held, &positions, moments).map_err(at)?;
+                        plain(&held, &positions, weighing, moments).map_err(at)?;
                     }
                 }
                 if flows.contains_key(&(v, None)) {
@@ -221,7 +236,7 @@ pub(super) fn gather(source: &Source<'_>, lost: &[Lost], repair: Repair) -> Resu
 }
 
 /// A value whose last axis holds the features, its positions weighed by the outputs made of them.
-fn plain(held: &Held, positions: &Positions, moments: &mut Moments) -> Result<()> {
+fn plain(held: &Held, positions: &Positions, weighing: Weighing, moments: &mut Moments) -> Result<()> {
     let float = held.value.float()?;
     let shape = float.dims();
     let axis = shape.len() - 1;
@@ -230,10 +245,8 @@ fn plain(held: &Held, positions: &Positions, moments: &mut Moments) -> Result<()
     let shown = positions.rows_of(shape, axis);
     let readers = held.readers.max(1) as f64;
     // Where outputs have other positions than the data, all weigh the same.
-    let weight = |row: usize| match held.sizes.len() == shown.len() {
-        true => 1.0 / (1.0 + held.sizes[row] / readers),
-        false => 1.0,
-    };
+    let by_size = weighing == Weighing::Relative && held.sizes.len() == shown.len();
+    let weight = |row: usize| if by_size { 1.0 / (1.0 + held.sizes[row] / readers) } else { 1.0 };
     let (mut rows, mut weights) = (Vec::with_capacity(x.len()), Vec::with_capacity(shown.len()));
     for (row, line) in x.chunks(features).enumerate().filter(|(row, _)| shown[*row].is_some()) {
         rows.extend_from_slice(line);
