@@ -375,6 +375,18 @@ fn rows_of_massive_output_do_not_spoil_the_others() {
     }
 }
 
+#[test]
+fn a_model_whose_output_has_no_distance_is_repaired_all_the_same() {
+    let mut edit = Layers::new().graph(true).edit();
+    let z = edit.graph().find("z").unwrap();
+    let y = edit.add_op("ArgMax", &[z], Attributes::new().with("axis", tinsmith::ops::Attr::Int(1)), "class");
+    edit.remove_output(z);
+    edit.add_output(y);
+    let graph = edit.commit().unwrap();
+    let (_, told) = pruned(&graph, "ratio = 0.2\ncriterion = \"wanda\"\nrepair = \"ridge\"", &samples(false));
+    assert!(told.len() == 1 && told.contains_key("y"), "{told:?}");
+}
+
 /// conv 3x3 -> relu -> conv 3x3, the second half of the channels repeating the first.
 fn convolutions() -> Graph {
     let mut edit = Edit::new("net", &[("", 17)]);

@@ -90,18 +90,15 @@ pub(super) fn repair(
         let graph = fitted(source, &lost, &pruned, settings, weighing, cap, &mut told)?;
         Ok((graph, told))
     };
-    // Convolutions weigh all positions the same.
+    // Convolutions weigh all positions the same, so that there is nothing to choose from.
     let plain = lost.iter().any(|l| !source.graph.node(l.gate.node).is("Conv"));
-    if !plain {
-        let (graph, told) = fitted(Weighing::Alike)?;
-        report.absorb(told);
-        return Ok(graph);
-    }
-    let judge = Judge::of(source)?;
-    let without = judge.distance(&pruned)?;
+    let judge = if plain { Judge::of(source)? } else { None };
     let (graph, told) = fitted(Weighing::Relative)?;
-    let (Some(without), Some(relative)) = (without, judge.distance(&graph)?) else {
-        // Outputs that were cut have no distance.
+    let distances = match &judge {
+        Some(judge) => judge.distance(&pruned)?.zip(judge.distance(&graph)?),
+        None => None,
+    };
+    let (Some(judge), Some((without, relative))) = (judge, distances) else {
         report.absorb(told);
         return Ok(graph);
     };

@@ -23,23 +23,34 @@ pub(super) struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Runs the original.
+    /// Runs the original; none where no output has a distance, as that of an ArgMax.
     ///
     /// # Errors
-    /// Those of the data and of running the model; `Unsupported` where it has no output of floats.
-    pub(super) fn of(source: &'a Source<'a>) -> Result<Judge<'a>> {
+    /// Those of the data and of running the model.
+    pub(super) fn of(source: &'a Source<'a>) -> Result<Option<Judge<'a>>> {
         let data = data(source.data)?;
-        let first = data.batch(&[0])?;
-        let rows = POSITIONS.div_ceil(first.tokens.max(1)).clamp(ROWS.0, ROWS.1);
-        let (rows, head) = (data.first(rows), Head::of(source.graph, data)?);
+        let one = data.batch(&[0])?;
+        let rows = POSITIONS.div_ceil(one.tokens.max(1)).clamp(ROWS.0, ROWS.1);
+        let Ok(head) = Head::of(source.graph, data) else { return Ok(None) };
+        let rows = data.first(rows);
         let mut judge = Judge { source, rows, head, reference: Vec::new() };
         let mut reference = Vec::new();
         judge.each(source.graph, &judge.rows, &mut |_, y| {
             reference.push(y);
             Ok(true)
         })?;
+        let first = judge.rows.batches(source.batch).next().transpose()?.unwrap_or(one);
+        let itself = reference.first().map(std::slice::from_ref).unwrap_or_default();
+        if judge.head().loss(Objective::Reference, itself, &first, Some(itself)).is_err() {
+            return Ok(None);
+        }
         judge.reference = reference;
-        Ok(judge)
+        Ok(Some(judge))
+    }
+
+    /// The head where the judged output is alone.
+    fn head(&self) -> Head {
+        Head { output: 0, ..self.head }
     }
 
     /// Rows that are looked at.
@@ -75,7 +86,7 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// Those of running the model; `Stopped` when asked to.
     pub(super) fn distance(&self, graph: &Graph) -> Result<Option<f64>> {
-        let head = Head { output: 0, ..self.head };
+        let head = self.head();
         let batches = self.rows.batches(self.source.batch).collect::<Result<Vec<Batch>>>()?;
         let (mut sum, mut count, mut alike) = (0.0, 0.0, true);
         self.each(graph, &self.rows.rebound(graph)?, &mut |i, y| {
