@@ -321,6 +321,10 @@ impl Pass for Prune {
         if let Some(recover) = &settings.recover {
             copies = copies.max(recover::copies(recover.towards));
         }
+        if settings.repair != Repair::None {
+            // The cut, and the two repairs that are held against each other.
+            copies += 2;
+        }
         let moments = if settings.repair == Repair::Ridge { MOMENTS } else { 0 };
         Estimate {
             seconds: 0.1 + bytes as f64 / 4e8 + (copies * weights) as f64 / 1e8,
