@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use subject::{Answer, Loaded, Question};
+use subject::{Answer, Bound, Loaded, Question};
 
 /// What analysis knows of a file and measuring does not; copied into the measurement.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -331,19 +331,15 @@ fn load<'a>(
             return Ok(subject);
         }
     }
+    let session = SessionOptions {
+        optimization: options.optimization,
+        threads: options.threads,
+        cpus: cpus.to_vec(),
+        spinning: options.spinning,
+        ..SessionOptions::default()
+    };
     let question = Question::Load {
-        library: options.library.clone(),
-        model: spec.path.clone(),
-        session: SessionOptions {
-            optimization: options.optimization,
-            threads: options.threads,
-            cpus: cpus.to_vec(),
-            spinning: options.spinning,
-            ..SessionOptions::default()
-        },
-        shapes: options.shapes.clone(),
-        dimensions: options.dimensions.clone(),
-        seed: options.seed,
+        model: Bound::of(&spec.path, session, options),
         eval: options.eval.clone().filter(|spec| !TextSet::is_text(spec)),
         outputs: work.join(index.to_string()),
     };

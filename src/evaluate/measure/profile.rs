@@ -1,6 +1,6 @@
 //! Where an inference on ONNX Runtime spends its time, node by node, in a child process.
 
-use super::subject::{Answer, Question};
+use super::subject::{Answer, Bound, Question};
 use super::{MeasureOptions, Quiet, check, cpus_for};
 use crate::child::{Child, Limits};
 use crate::error::{Error, Result};
@@ -35,22 +35,16 @@ pub fn profile(model: &Path, options: &MeasureOptions, monitor: &dyn Monitor) ->
     let limits = Limits { memory: options.memory, wall: options.wall, ..Limits::default() };
     monitor.phase("time the nodes", None);
     let mut child = Child::start("evaluate.measure", &limits)?;
-    let question = Question::Profile {
-        library: options.library.clone(),
-        model: model.to_path_buf(),
-        session: SessionOptions {
-            optimization: options.optimization,
-            threads: options.threads,
-            cpus,
-            spinning: options.spinning,
-            profile: Some(work.path().join("profile")),
-            ..SessionOptions::default()
-        },
-        shapes: options.shapes.clone(),
-        dimensions: options.dimensions.clone(),
-        seed: options.seed,
-        budget_ms: options.seconds * 1e3,
+    let session = SessionOptions {
+        optimization: options.optimization,
+        threads: options.threads,
+        cpus,
+        spinning: options.spinning,
+        profile: Some(work.path().join("profile")),
+        ..SessionOptions::default()
     };
+    let model = Bound::of(model, session, options);
+    let question = Question::Profile { model, budget_ms: options.seconds * 1e3 };
     let answer = child.ask(&question, &Quiet(monitor), &mut |_| Ok(()))?;
     child.finish();
     match answer {

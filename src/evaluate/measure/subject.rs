@@ -1,5 +1,6 @@
 //! The child's side: holds one model, answers with times, outputs, memory and correctness.
 
+use super::MeasureOptions;
 use crate::child::{Handler, Link};
 use crate::data::{DataSet, InputShape, random_inputs};
 use crate::error::{Error, Result};
@@ -23,12 +24,7 @@ pub(super) enum Question {
     Open { library: Library, model: PathBuf, session: SessionOptions },
     /// Loads a model, runs it once for its outputs and then until it is warm.
     Load {
-        library: Library,
-        model: PathBuf,
-        session: SessionOptions,
-        shapes: BTreeMap<String, Vec<usize>>,
-        dimensions: BTreeMap<String, usize>,
-        seed: u64,
+        model: Bound,
         /// Data whose first rows give the outputs to compare, instead of random ones.
         eval: Option<String>,
         /// Directory for the outputs.
@@ -38,19 +34,46 @@ pub(super) enum Question {
     Sample { budget_ms: f64, most: usize, inner: usize },
     /// Peak memory so far.
     Peak,
-    /// Loads a model and runs it for `budget_ms`, with every node timed.
-    Profile {
-        library: Library,
-        model: PathBuf,
-        /// With a place for the profile.
-        session: SessionOptions,
-        shapes: BTreeMap<String, Vec<usize>>,
-        dimensions: BTreeMap<String, usize>,
-        seed: u64,
-        budget_ms: f64,
-    },
+    /// Loads a model, whose session has a place for the profile, and runs it for `budget_ms` with every
+    /// node timed.
+    Profile { model: Bound, budget_ms: f64 },
     /// Runs labelled data through the model.
     Accuracy { data: String, batch: usize },
+}
+
+/// A model with inputs of known shape.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Bound {
+    pub(super) library: Library,
+    pub(super) path: PathBuf,
+    pub(super) session: SessionOptions,
+    pub(super) shapes: BTreeMap<String, Vec<usize>>,
+    pub(super) dimensions: BTreeMap<String, usize>,
+    /// Of the random inputs.
+    pub(super) seed: u64,
+}
+
+impl Bound {
+    /// `path` under `options`, with a session of its own.
+    pub(super) fn of(path: &Path, session: SessionOptions, options: &MeasureOptions) -> Bound {
+        Bound {
+            library: options.library.clone(),
+            path: path.to_path_buf(),
+            session,
+            shapes: options.shapes.clone(),
+            dimensions: options.dimensions.clone(),
+            seed: options.seed,
+        }
+    }
+
+    /// The library's version, the session, its inputs and random values for them.
+    fn load(&self) -> Result<(String, Session, Vec<InputShape>, Prepared)> {
+        let runtime = Runtime::open(&self.library)?;
+        let session = Session::load(&runtime, &self.path, &self.session)?;
+        let wanted = bind(session.inputs(), &self.shapes, &self.dimensions)?;
+        let prepared = session.prepare(&random_inputs(&wanted, self.seed)?)?;
+        Ok((runtime.version().into(), session, wanted, prepared))
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -112,11 +135,8 @@ fn answer(state: &mut State, question: Question, link: &Link) -> Result<Answer> 
             state.session = Some(Session::load(&runtime, &model, &session)?);
             Ok(Answer::Opened)
         }
-        Question::Load { library, model, session, shapes, dimensions, seed, eval, outputs } => {
-            let runtime = Runtime::open(&library)?;
-            let mut loaded = Session::load(&runtime, &model, &session)?;
-            let wanted = bind(loaded.inputs(), &shapes, &dimensions)?;
-            let prepared = loaded.prepare(&random_inputs(&wanted, seed)?)?;
+        Question::Load { model, eval, outputs } => {
+            let (runtime, mut loaded, wanted, prepared) = model.load()?;
             // Where data are at hand, outputs are compared on them; noise is no input of a trained model.
             let compared = match eval.as_deref().map(|spec| first_rows(spec, loaded.inputs())) {
                 Some(rows) => loaded.run(&rows?)?,
@@ -125,7 +145,7 @@ fn answer(state: &mut State, question: Question, link: &Link) -> Result<Answer> 
             let written = write(&compared, &outputs)?;
             let single = warm(&mut loaded, &prepared)?;
             let answer = Loaded {
-                runtime: runtime.version().into(),
+                runtime,
                 inputs: wanted.iter().map(describe).collect(),
                 batch: wanted.first().and_then(|i| i.shape.first().copied()).unwrap_or(1).max(1),
                 inner: inner_runs(single),
@@ -148,11 +168,8 @@ fn answer(state: &mut State, question: Question, link: &Link) -> Result<Answer> 
             Ok(Answer::Samples { ms, reference_ms })
         }
         Question::Peak => Ok(Answer::Peak { rss_bytes: peak_rss() }),
-        Question::Profile { library, model, session, shapes, dimensions, seed, budget_ms } => {
-            let runtime = Runtime::open(&library)?;
-            let mut loaded = Session::load(&runtime, &model, &session)?;
-            let wanted = bind(loaded.inputs(), &shapes, &dimensions)?;
-            let prepared = loaded.prepare(&random_inputs(&wanted, seed)?)?;
+        Question::Profile { model, budget_ms } => {
+            let (_, mut loaded, _, prepared) = model.load()?;
             let until = Instant::now() + Duration::from_secs_f64(budget_ms.clamp(0.0, 3.6e6) / 1e3);
             let mut ms = Vec::new();
             while ms.len() < PROFILED.0 || (ms.len() < PROFILED.1 && Instant::now() < until) {
