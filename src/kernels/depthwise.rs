@@ -80,12 +80,20 @@ impl Lines {
         lines.resize(self.size(c), T::ZERO);
         let (stride, width) = (c.stride[2], c.input[2]);
         for (x, row) in plane.chunks_exact(width.max(1)).zip(lines.chunks_exact_mut(self.row(c))) {
+            if stride == 2 {
+                let (even, odd, rest) = self.halves(c, row);
+                let pairs = even.iter_mut().zip(odd).zip(x.chunks_exact(2));
+                pairs.for_each(|((a, b), pair)| (*a, *b) = (pair[0], pair[1]));
+                for (x, at) in x.iter().zip(0..).skip(rest) {
+                    self.place(c, at).into_iter().for_each(|i| row[i] = *x);
+                }
+                continue;
+            }
             for p in 0..stride {
                 let (first, count, from) = self.inside(c, p);
                 let line = &mut row[p * self.length + first..][..count];
                 match stride {
                     1 => line.copy_from_slice(&x[from..from + count]),
-                    2 => halve(&x[from..], line),
                     _ => {
                         line.iter_mut().zip(x[from..].iter().step_by(stride)).for_each(|(to, v)| *to = *v);
                     }
@@ -96,9 +104,21 @@ impl Lines {
 
     /// Adds lines back onto `plane`.
     #[inline(always)]
-    fn gather<T: Real>(&self, c: &Conv, lines: &[T], plane: &mut [T]) {
+    fn gather<T: Real>(&self, c: &Conv, lines: &mut [T], plane: &mut [T]) {
         let (stride, width) = (c.stride[2], c.input[2]);
-        for (x, row) in plane.chunks_exact_mut(width.max(1)).zip(lines.chunks_exact(self.row(c))) {
+        for (x, row) in plane.chunks_exact_mut(width.max(1)).zip(lines.chunks_exact_mut(self.row(c))) {
+            if stride == 2 {
+                let (even, odd, rest) = self.halves(c, row);
+                let pairs = even.iter().zip(odd).zip(x.chunks_exact_mut(2));
+                pairs.for_each(|((a, b), pair)| {
+                    pair[0] += *a;
+                    pair[1] += *b;
+                });
+                for (x, at) in x.iter_mut().zip(0..).skip(rest) {
+                    self.place(c, at).into_iter().for_each(|i| *x += row[i]);
+                }
+                continue;
+            }
             for p in 0..stride {
                 let (first, count, from) = self.inside(c, p);
                 let line = &row[p * self.length + first..][..count];
@@ -106,16 +126,25 @@ impl Lines {
             }
         }
     }
-}
 
-/// Every second element of `x`, from the first on. Pairs of a fixed size become shuffles of vectors.
-#[inline(always)]
-fn halve<T: Copy>(x: &[T], line: &mut [T]) {
-    let pairs = x.chunks_exact(2);
-    if let (Some(to), [last]) = (line.get_mut(x.len() / 2), pairs.remainder()) {
-        *to = *last;
+    /// Where position `at` of an input row lies among its lines, if an output reads it.
+    #[inline(always)]
+    fn place(&self, c: &Conv, at: usize) -> Option<usize> {
+        let (phase, i) = ((at + c.pad[2]) % c.stride[2], (at + c.pad[2]) / c.stride[2]);
+        (i < self.length).then_some(phase * self.length + i)
     }
-    line.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair[0]);
+
+    /// For stride 2: what even and what odd positions of a row of inputs have in its lines `row`, and the
+    /// first position that is in neither. Pairs of a fixed size become shuffles of vectors.
+    #[inline(always)]
+    fn halves<'a, T>(&self, c: &Conv, row: &'a mut [T]) -> (&'a mut [T], &'a mut [T], usize) {
+        let (pad, length) = (c.pad[2], self.length);
+        let (zero, one) = row.split_at_mut(length);
+        let (even, odd) = if pad % 2 == 0 { (zero, one) } else { (one, zero) };
+        let (from, next) = ((pad / 2).min(length), pad.div_ceil(2).min(length));
+        let pairs = (c.input[2] / 2).min(length - from).min(length - next);
+        (&mut even[from..][..pairs], &mut odd[next..][..pairs], 2 * pairs)
+    }
 }
 
 pub(super) fn forward<T: Real + Lanes>(c: &Conv, x: &[T], w: &[T], bias: Option<&[T]>, y: &mut [T]) {
