@@ -1,7 +1,7 @@
 //! Where an inference on ONNX Runtime spends its time, node by node, in a child process.
 
 use super::subject::{Answer, Bound, Question};
-use super::{MeasureOptions, Quiet, check, cpus_for};
+use super::{MeasureOptions, check, cpus_for};
 use crate::child::{Child, Limits};
 use crate::error::{Error, Result};
 use crate::hardware::Machine;
@@ -33,7 +33,7 @@ pub fn profile(model: &Path, options: &MeasureOptions, monitor: &dyn Monitor) ->
     let work = tempfile::tempdir()
         .map_err(|e| Error::io("create a directory for the profile", std::env::temp_dir(), e))?;
     let limits = Limits { memory: options.memory, wall: options.wall, ..Limits::default() };
-    monitor.phase("time the nodes", None);
+    monitor.phase("load the model to time its nodes", None);
     let mut child = Child::start("evaluate.measure", &limits)?;
     let session = SessionOptions {
         optimization: options.optimization,
@@ -45,7 +45,7 @@ pub fn profile(model: &Path, options: &MeasureOptions, monitor: &dyn Monitor) ->
     };
     let model = Bound::of(model, session, options);
     let question = Question::Profile { model, budget_ms: options.seconds * 1e3 };
-    let answer = child.ask(&question, &Quiet(monitor), &mut |_| Ok(()))?;
+    let answer = child.ask(&question, monitor, &mut |_| Ok(()))?;
     child.finish();
     match answer {
         Answer::Profile { runs, run_ms, nodes } => Ok(Profile { runs, run_ms, nodes }),

@@ -170,11 +170,12 @@ fn answer(state: &mut State, question: Question, link: &Link) -> Result<Answer> 
         Question::Peak => Ok(Answer::Peak { rss_bytes: peak_rss() }),
         Question::Profile { model, budget_ms } => {
             let (_, mut loaded, _, prepared) = model.load()?;
-            let until = Instant::now() + Duration::from_secs_f64(budget_ms.clamp(0.0, 3.6e6) / 1e3);
-            let mut ms = Vec::new();
-            while ms.len() < PROFILED.0 || (ms.len() < PROFILED.1 && Instant::now() < until) {
+            let budget = Duration::from_secs_f64(budget_ms.clamp(0.0, 3.6e6) / 1e3);
+            link.phase("time the nodes", Some(budget.as_millis() as u64));
+            let (start, mut ms) = (Instant::now(), Vec::new());
+            while ms.len() < PROFILED.0 || (ms.len() < PROFILED.1 && start.elapsed() < budget) {
                 ms.push(loaded.time(&prepared, 1)?.as_secs_f64() * 1e3);
-                link.progress(ms.len() as u64);
+                link.progress(start.elapsed().min(budget).as_millis() as u64);
             }
             let nodes = loaded.end_profile()?;
             Ok(Answer::Profile { runs: ms.len() as u64, run_ms: stats::median(&ms), nodes })
