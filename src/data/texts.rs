@@ -228,6 +228,12 @@ impl TextSet {
         }
     }
 
+    /// The file of a row, and its first byte and that behind it.
+    pub(super) fn place(&self, row: usize) -> (&Path, u64, u64) {
+        let Row { file, start, end } = self.rows[row];
+        (&self.files[file as usize].path, start, end)
+    }
+
     fn between(&self, row: Row, end: u64) -> Result<String> {
         let file = &self.files[row.file as usize];
         let length = end - row.start;

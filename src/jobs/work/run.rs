@@ -10,7 +10,7 @@ mod stopwatch;
 
 use super::measure::{self, Interleaved};
 use super::{Activity, Context, Work};
-use crate::data::{DataSet, TextSet};
+use crate::data::{DataSet, Shared, TextSet, shared};
 use crate::error::{Error, Kind, Result};
 use crate::evaluate::samples::Samples;
 use crate::export;
@@ -71,6 +71,11 @@ impl Work for Run {
             && let Some(eval) = &recipe.data.eval
         {
             labelled(eval)?;
+        }
+        if let (Some(_), Some(spec), Some(eval)) = (&calibration, &recipe.data.calibration, &recipe.data.eval)
+            && let Some(told) = apart(spec, eval)?
+        {
+            ctx.monitor.log(Level::Warning, &told);
         }
         if ctx.done.is_none() {
             notes.iter().chain(&source.facts.warnings).for_each(|n| ctx.monitor.log(Level::Warning, n));
@@ -187,6 +192,22 @@ fn labelled(spec: &str) -> Result<()> {
             .hint("name the label column or use other data"));
     }
     Ok(())
+}
+
+/// Part of the calibration data that may be evaluation data by chance.
+const BY_CHANCE: f64 = 0.05;
+
+/// Refuses data that a model is both fitted to and judged by, which shows it better than it is; a note
+/// where only a few rows are in both.
+fn apart(calibration: &str, eval: &str) -> Result<Option<String>> {
+    let Shared { rows, of } = shared(calibration, eval)?;
+    if rows as f64 > BY_CHANCE * of as f64 {
+        return Err(Error::invalid("DATA-SHARED", "calibration data are evaluation data as well")
+            .field("data.calibration")
+            .found(format!("{rows} of {of} rows are in \"{eval}\""))
+            .hint("name other rows, such as #0..256 for one and #256.. for the other"));
+    }
+    Ok((rows > 0).then(|| format!("{rows} of {of} calibration rows are evaluation rows as well")))
 }
 
 /// Computes one step and saves its result; returns the directory of the checkpoint.
