@@ -14,6 +14,7 @@ pub mod index;
 pub mod integer;
 pub mod movement;
 pub mod norm;
+pub mod packed;
 pub mod pointwise;
 pub mod pool;
 pub mod real;

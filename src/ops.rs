@@ -13,6 +13,7 @@ mod along;
 mod arithmetic;
 mod attention;
 mod bits;
+mod block_product;
 mod cast;
 mod compare;
 mod conv;
@@ -246,6 +247,7 @@ const FAMILIES: &[&[Spec]] = &[
     arithmetic::SPECS,
     attention::SPECS,
     bits::SPECS,
+    block_product::SPECS,
     cast::SPECS,
     compare::SPECS,
     conv::SPECS,

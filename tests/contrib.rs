@@ -239,3 +239,28 @@ fn activations_are_the_runtimes() {
     agree("com.microsoft", "FastGelu", &[], &[x.clone(), b.clone()], &[0]);
     agree("com.microsoft", "BiasGelu", &[], &[x, b], &[0]);
 }
+
+#[test]
+fn products_with_weights_in_blocks_are_the_runtimes() {
+    let bytes = |shape: &[usize], seed: usize| {
+        let values = (0..shape.iter().product()).map(|i: usize| ((i + seed) * 2_654_435_761 >> 7) as u8);
+        Some(Tensor::from_vec(shape.to_vec(), values.collect::<Vec<u8>>()).unwrap())
+    };
+    // Inner sizes that fill their blocks and that do not.
+    for (bits, k, block) in
+        [(4usize, 64usize, 32usize), (4, 50, 16), (4, 200, 128), (8, 64, 32), (8, 40, 16), (2, 64, 32)]
+    {
+        let (n, blocks) = (6, k.div_ceil(block));
+        let attributes: Vec<(&str, Attr)> = [("K", k), ("N", n), ("bits", bits), ("block_size", block)]
+            .map(|(name, v)| (name, Attr::Int(v as i64)))
+            .to_vec();
+        let weight = bytes(&[n, blocks, block * bits / 8], 1);
+        let scales = Some(Noise(4).tensor(&[n * blocks], 0.01));
+        let zeros = bytes(&[n * (blocks * bits).div_ceil(8)], 3);
+        for (zeros, bias) in [(None, None), (zeros.clone(), None), (zeros, random(&[n], 6))] {
+            let inputs = [random(&[2, 3, k], 5), weight.clone(), scales.clone(), zeros, None, bias];
+            let used = inputs.iter().rposition(Option::is_some).unwrap() + 1;
+            agree("com.microsoft", "MatMulNBits", &attributes, &inputs[..used], &[0]);
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor as Float};
 use rand::{Rng, SeedableRng};
 use tinsmith::ops::{self, Attr, Attributes, Vjp};
-use tinsmith::tensor::Value;
+use tinsmith::tensor::{Tensor, Value};
 
 /// Numbers from -1 to 1.
 pub fn random(shape: &[usize], seed: u64) -> Float {
@@ -438,6 +438,25 @@ fn norms_with_a_residual_have_exact_gradients() {
             }
             // Without the last parameter, the bias.
             check_slots(&name, 1, epsilon.clone(), &inputs[..inputs.len() - 1], &[0, 3]);
+        }
+    }
+}
+
+#[test]
+fn products_with_weights_in_blocks_have_exact_gradients() {
+    let bytes = |shape: &[usize]| -> Option<Value> {
+        let values: Vec<u8> = (0..shape.iter().product()).map(|i: usize| (i * 83 % 251) as u8).collect();
+        Some(Value::load(&Tensor::from_vec(shape.to_vec(), values).unwrap()).unwrap())
+    };
+    for bits in [4usize, 8] {
+        let attributes = [("K", 20), ("N", 3), ("bits", bits as i64), ("block_size", 16)]
+            .into_iter()
+            .fold(Attributes::new(), |a, (name, v)| a.with(name, Attr::Int(v)));
+        for zeros in [bytes(&[3 * (2 * bits).div_ceil(8)]), Some(random(&[6], 4).into()), None] {
+            let (x, bias) = (random(&[2, 2, 20], 1).into(), random(&[3], 2).into());
+            let scales = random(&[6], 3).into();
+            let inputs = [Some(x), bytes(&[3, 2, 2 * bits]), Some(scales), zeros, None, Some(bias)];
+            check_slots("com.microsoft:MatMulNBits", 1, attributes.clone(), &inputs, &[0]);
         }
     }
 }
