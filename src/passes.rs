@@ -1,6 +1,7 @@
 //! Passes: graph to graph, each with a report of what it applied and what it skipped, and why.
 //! They know graphs, operators and the executor; they know no job, no file of results and no face.
 
+mod look;
 pub mod lower;
 pub mod optimize;
 pub mod prune;
@@ -137,6 +138,9 @@ pub struct PassReport {
     /// What became of each coupling group, where the pass cuts them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<prune::GroupReport>,
+    /// What became of each quantised activation, where the pass quantises some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<quantize::TensorReport>,
     /// Figures: `parameters_before`, `calibration_samples`, ...
     pub facts: BTreeMap<String, f64>,
 }

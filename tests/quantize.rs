@@ -78,7 +78,7 @@ fn static_int8_of_a_convolutional_net_runs_and_stays_close() {
     let file = cache::fetched("ppocr").file("cls_infer.onnx").unwrap();
     let graph = formats::load(&file).unwrap().graph;
     let (graph, _) = run("optimize", "", &graph, None).unwrap();
-    let batch = |step| Batch { inputs: picture([2, 3, 48, 192], step).to_vec(), ..Batch::default() };
+    let batch = |step| Batch { inputs: picture([2, 3, 48, 192], step).to_vec(), rows: 2, ..Batch::default() };
     let feed = Samples::given([3, 5, 8, 9].map(batch).to_vec());
     let (int8, report) = run("quantize", "scheme = 'static-int8'", &graph, Some(&feed)).unwrap();
     assert_eq!(report.facts["calibration_samples"], 8.0);

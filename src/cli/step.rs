@@ -48,9 +48,21 @@ pub(super) struct Quantize {
     /// dynamic-int8 for products with weights, static-int8 (QDQ, needs --calibration) for convolutions
     #[arg(long, value_name = "SCHEME")]
     scheme: String,
-    /// How ranges come from calibration data
+    /// How ranges come from calibration data: minmax, moving-average, entropy, percentile or mse [default: minmax]
     #[arg(long, value_name = "NAME")]
     calibrator: Option<String>,
+    /// Percent of the elements within the range of --calibrator percentile [default: 99.99]
+    #[arg(long, value_name = "PERCENT")]
+    percentile: Option<f64>,
+    /// Most rows of the calibration data to read [default: all]
+    #[arg(long, value_name = "ROWS")]
+    samples: Option<i64>,
+    /// Type of activations of static-int8: u8 or s8 [default: u8]
+    #[arg(long, value_name = "TYPE")]
+    activations: Option<String>,
+    /// Zero points of activations in the middle
+    #[arg(long)]
+    symmetric: bool,
     /// One scale per tensor instead of one per output channel
     #[arg(long)]
     per_tensor: bool,
@@ -68,8 +80,19 @@ pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> 
 
 pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> {
     let mut step = Step::new("quantize").with("scheme", args.scheme.clone());
-    if let Some(calibrator) = args.calibrator {
-        step = step.with("calibrator", calibrator);
+    for (name, value) in [("calibrator", args.calibrator), ("activations", args.activations)] {
+        if let Some(value) = value {
+            step = step.with(name, value);
+        }
+    }
+    if let Some(percentile) = args.percentile {
+        step = step.with("percentile", percentile);
+    }
+    if let Some(samples) = args.samples {
+        step = step.with("samples", samples);
+    }
+    if args.symmetric {
+        step = step.with("symmetric", true);
     }
     if args.per_tensor {
         step = step.with("per_channel", false);

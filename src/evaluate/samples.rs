@@ -4,6 +4,9 @@
 //! causal language models, one row a text for the others.
 
 mod form;
+mod positions;
+
+pub use positions::Positions;
 
 use super::accuracy::InputForm;
 use super::tasks::runner;
@@ -221,9 +224,18 @@ impl Samples {
         }
     }
 
+    fn at_once(&self, size: usize) -> usize {
+        if size == 0 || matches!(self.rows, Rows::Given(_)) { self.size } else { size }
+    }
+
+    /// How many batches [`Samples::batches`] gives.
+    pub fn batch_count(&self, size: usize) -> usize {
+        self.len().div_ceil(self.at_once(size).max(1))
+    }
+
     /// Batches of `size` rows (of [`Samples::batch_size`] where that is 0), in the order of the data.
     pub fn batches(&self, size: usize) -> impl Iterator<Item = Result<Batch>> + '_ {
-        let size = if size == 0 || matches!(self.rows, Rows::Given(_)) { self.size } else { size };
+        let size = self.at_once(size);
         let rows: Vec<usize> = (0..self.len()).collect();
         (0..self.len()).step_by(size).map(move |at| self.batch(&rows[at..(at + size).min(self.len())]))
     }

@@ -7,12 +7,16 @@ mod qdq;
 mod ranges;
 mod weights;
 
+pub use calibrate::TensorReport;
+pub use ranges::Activations;
+
 use super::optimize::lifted;
 use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, NodeIndex};
 use crate::tensor::DType;
 use crate::units::Bytes;
+use ranges::Levels;
 use serde::{Deserialize, Serialize};
 
 /// What is quantised, and when the ranges of activations are found.
@@ -33,6 +37,14 @@ pub enum Calibrator {
     /// Smallest and largest value seen.
     #[default]
     Minmax,
+    /// Moving average over batches of the smallest and the largest value.
+    MovingAverage,
+    /// The least Kullback-Leibler divergence of what the grid tells from the elements.
+    Entropy,
+    /// All but a part of the elements, the same on both sides.
+    Percentile,
+    /// The least mean squared error.
+    Mse,
 }
 
 /// Settings of the pass.
@@ -43,6 +55,14 @@ pub struct Settings {
     pub scheme: Scheme,
     /// Range rule of `static-int8`.
     pub calibrator: Calibrator,
+    /// Percent of the elements that `percentile` keeps within the range, from 50 to 100.
+    pub percentile: f64,
+    /// Part by which `moving-average` moves towards each batch, above 0 to 1.
+    pub averaging: f32,
+    /// Element type of activations of `static-int8`.
+    pub activations: Activations,
+    /// Activations have their zero point in the middle.
+    pub symmetric: bool,
     /// One scale per output channel of a weight instead of one per tensor.
     pub per_channel: bool,
     /// Weights on 7 bits, so that AVX2's 16-bit sums of u8 x s8 products cannot saturate.
@@ -58,6 +78,10 @@ impl Default for Settings {
         Settings {
             scheme: Scheme::default(),
             calibrator: Calibrator::default(),
+            percentile: 99.99,
+            averaging: 0.01,
+            activations: Activations::default(),
+            symmetric: false,
             per_channel: true,
             reduce_range: false,
             exclude: vec![],
@@ -74,13 +98,34 @@ pub struct Quantize {
 
 /// Builds the pass from a recipe step.
 pub(super) fn build(table: &toml::Table) -> Result<Box<dyn Pass>> {
-    Ok(Box::new(Quantize { settings: super::settings("quantize", table)? }))
+    let settings: Settings = super::settings("quantize", table)?;
+    settings.check()?;
+    Ok(Box::new(Quantize { settings }))
 }
 
 impl Settings {
     fn excluded(&self, graph: &Graph, i: NodeIndex) -> bool {
         let label = graph.label(i);
         self.exclude.iter().any(|p| matches(p, &label))
+    }
+    fn check(&self) -> Result<()> {
+        let out_of = |field: &str, found: f64, limit: &str| {
+            Err(Error::usage("QUANTIZE-SETTING", "a setting of quantize is out of range")
+                .field(format!("step.{field}"))
+                .found(found)
+                .limit(limit))
+        };
+        if !(self.percentile > 50.0 && self.percentile <= 100.0) {
+            return out_of("percentile", self.percentile, "above 50, at most 100");
+        }
+        if !(self.averaging > 0.0 && self.averaging <= 1.0) {
+            return out_of("averaging", self.averaging.into(), "above 0, at most 1");
+        }
+        Ok(())
+    }
+    /// The whole numbers that activations become.
+    fn levels(&self) -> Levels {
+        Levels::new(self.activations, self.symmetric)
     }
     /// Largest magnitude of a quantised weight.
     fn weight_limit(&self) -> f32 {
@@ -132,11 +177,7 @@ impl Pass for Quantize {
         match self.settings.scheme {
             Scheme::DynamicInt8 => dynamic::check(graph, &self.settings),
             Scheme::StaticInt8 => {
-                if ctx.calibration.is_none() {
-                    return Err(Error::usage("CALIBRATION", "static-int8 needs calibration data")
-                        .field("data.calibration")
-                        .hint("pass --data SPEC, or set [data] calibration in the recipe"));
-                }
+                calibrate::data(ctx)?;
                 qdq::check(graph, &self.settings)
             }
         }
@@ -149,13 +190,13 @@ impl Pass for Quantize {
         let largest = graph.initializers().map(|(_, t)| t.byte_len()).max().unwrap_or(0);
         // Weights are read in pieces; their int8 elements are held, one at a time transposed while it is
         // written. Calibration runs the float model.
-        let (calibration, covered) = match self.settings.scheme {
-            Scheme::DynamicInt8 => (0, dynamic::covered(graph, &self.settings)),
-            Scheme::StaticInt8 => (bytes + largest, bytes),
+        let (calibration, histograms, covered) = match self.settings.scheme {
+            Scheme::DynamicInt8 => (0, 0, dynamic::covered(graph, &self.settings)),
+            Scheme::StaticInt8 => (bytes + largest, calibrate::memory(graph.nodes().len()), bytes),
         };
         Estimate {
             seconds: (bytes + 8 * calibration) as f64 / 5e8,
-            memory: Bytes(covered / 4 + largest / 4 + calibration + (16 << 20)),
+            memory: Bytes(covered / 4 + largest / 4 + calibration + histograms + (16 << 20)),
             disk: Bytes(bytes - covered + covered / 3),
         }
     }

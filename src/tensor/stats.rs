@@ -3,9 +3,11 @@
 
 mod buckets;
 mod channels;
+mod uniform;
 
 pub use buckets::{BINS, Histogram};
 pub use channels::{Channels, OUTLIER};
+pub use uniform::{Bin, SIDE, Uniform};
 
 use super::{DType, Tensor};
 use crate::error::Result;

@@ -5,10 +5,9 @@
 mod activation;
 pub(super) mod gates;
 mod gradient;
-mod kept;
 mod magnitude;
 
-pub(super) use gates::{Gate, Positions, each_batch, gates};
+pub(super) use gates::{Gate, each_batch, gates};
 
 use super::criterion::{Criterion, Family, Form, Power, Slope};
 use crate::error::{Error, Result};
@@ -18,6 +17,7 @@ use crate::graph::constants::Constants;
 use crate::graph::coupling::Coupled;
 use crate::graph::{Facts, Graph};
 use crate::monitor::Monitor;
+use crate::passes::look::Kept;
 use crate::passes::{Ctx, Memo};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -43,6 +43,16 @@ pub(super) struct Source<'a> {
     pub(super) monitor: &'a dyn Monitor,
     /// Where sums over data are kept that a run may want again.
     pub(super) memo: Option<&'a dyn Memo>,
+}
+
+impl<'a> Source<'a> {
+    /// What is kept of `pass`, which has `length` sums and looks at the units that are ranked.
+    fn kept(&self, pass: &str, length: usize) -> Kept<'a> {
+        let ranked: Vec<u8> = self.ranked.iter().map(|r| u8::from(*r)).collect();
+        let (samples, batch, units) = (self.samples, self.batch, crate::save::sha256(&ranked));
+        let what = format!("importance {pass} {samples} {batch} {length} {units}");
+        Kept::of(self.memo, self.monitor, what, |sums| sums.len() == length)
+    }
 }
 
 /// Scores by group, none for groups that are not ranked. They are finite and not negative.

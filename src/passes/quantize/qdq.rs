@@ -3,7 +3,8 @@
 //! Runtime fuses them into integer kernels: no pair between a convolution and its ReLU, one grid
 //! across operators that only move data, a pair on each side of residual additions and concatenations.
 
-use super::{Settings, calibrate, constant_weight, ranges::Range, weights};
+use super::ranges::{Activations, Grid};
+use super::{Settings, calibrate, constant_weight, weights};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, Node, NodeIndex, Uses, ValueId};
 use crate::monitor::Level;
@@ -226,26 +227,21 @@ pub(super) fn run(
     report: &mut PassReport,
 ) -> Result<Graph> {
     let graph = graph.upgrade(OPSET)?;
-    let feed =
-        ctx.calibration.ok_or_else(|| Error::usage("CALIBRATION", "static-int8 needs calibration data"))?;
     let refused = refused(&graph, settings, ctx)?;
     let placement = place(&graph, settings, &refused, Some(report))?;
     if !placement.roles.values().any(|r| matches!(r, Role::Weighted { .. })) {
         return Err(super::all_refused(report));
     }
     note_norms(&graph, ctx, report);
-    let calibration = calibrate::ranges(&graph, &placement.values, feed, settings.samples, ctx.monitor)?;
+    let roots: BTreeSet<ValueId> = placement.values.iter().map(|v| placement.grid_of(*v)).collect();
+    let calibration = calibrate::gather(&graph, &roots, settings, ctx)?;
     report.facts.insert("calibration_samples".into(), calibration.samples as f64);
-    let mut ranges: BTreeMap<ValueId, Range> = BTreeMap::new();
-    for v in &placement.values {
-        let root = placement.grid_of(*v);
-        let seen = calibration.ranges.get(v).copied().ok_or_else(|| {
-            Error::invalid("CALIBRATION-EMPTY", "the calibration data gives a value no elements")
-                .field(format!("value \"{}\"", graph.value_name(*v)))
-                .hint("use samples with at least one element on every axis")
-        })?;
-        let entry = ranges.entry(root).or_insert(Range::EMPTY);
-        *entry = entry.union(seen);
+    let mut grids: BTreeMap<ValueId, Grid> = BTreeMap::new();
+    for root in &roots {
+        ctx.monitor.check()?;
+        let range = calibration.range(&graph, *root, settings)?;
+        grids.insert(*root, range.grid(settings.levels()));
+        report.tensors.extend(calibration.report(&graph, *root, range, settings));
     }
     let mut writer = Writer {
         graph: &graph,
@@ -257,8 +253,9 @@ pub(super) fn run(
     };
     ctx.monitor.phase("quantize: weights", Some(placement.roles.len() as u64));
     for v in &placement.values {
-        let range = ranges.get(&placement.grid_of(*v)).copied().unwrap_or(Range::EMPTY);
-        writer.pair(*v, range)?;
+        if let Some(grid) = grids.get(&placement.grid_of(*v)) {
+            writer.pair(*v, *grid)?;
+        }
     }
     for (done, (i, role)) in placement.roles.iter().enumerate() {
         ctx.monitor.check()?;
@@ -286,12 +283,15 @@ struct Writer<'g> {
 
 impl Writer<'_> {
     /// Puts a QuantizeLinear/DequantizeLinear pair on a value; its readers read the second's output.
-    fn pair(&mut self, v: ValueId, range: Range) -> Result<()> {
+    fn pair(&mut self, v: ValueId, grid: Grid) -> Result<()> {
         let name = self.graph.value_name(v).to_string();
-        let (scale, zero) = range.grid();
-        self.grids.insert(v, scale);
-        let s = self.edit.add_initializer(&format!("{name}_scale"), Tensor::scalar(scale));
-        let z = self.edit.add_initializer(&format!("{name}_zero_point"), Tensor::scalar(zero));
+        self.grids.insert(v, grid.scale);
+        let zero = match self.settings.activations {
+            Activations::U8 => Tensor::scalar(grid.zero as u8),
+            Activations::S8 => Tensor::scalar(grid.zero as i8),
+        };
+        let s = self.edit.add_initializer(&format!("{name}_scale"), Tensor::scalar(grid.scale));
+        let z = self.edit.add_initializer(&format!("{name}_zero_point"), zero);
         let q = self.edit.add_value(&format!("{name}_quantized"), None);
         let is_output = self.graph.outputs().contains(&v);
         let producer = self.uses.producer(v);

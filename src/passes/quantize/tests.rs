@@ -35,7 +35,8 @@ fn pass(settings: &str) -> Box<dyn Pass> {
 }
 
 fn given(inputs: Vec<(String, Tensor)>) -> Samples {
-    Samples::given(vec![Batch { inputs, ..Batch::default() }])
+    let rows = inputs[0].1.shape()[0];
+    Samples::given(vec![Batch { inputs, rows, ..Batch::default() }])
 }
 
 fn ctx(calibration: Option<&Samples>) -> Ctx<'_> {

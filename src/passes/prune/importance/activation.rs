@@ -7,10 +7,10 @@
 //! `wanda` the sum over i of W_ij^2 times |X_j|^2, per position (arXiv 2306.11695, its column sums);
 //! `flap` variance of X_j times |W_j|^2 (arXiv 2312.11983). A unit's score is the sum over its indices.
 
-use super::gates::{Gate, Positions, each_batch, flows, gates};
-use super::kept::Kept;
+use super::gates::{Gate, each_batch, flows, gates};
 use super::{Criterion, Source};
 use crate::error::{Error, Result};
+use crate::evaluate::samples::Positions;
 use crate::execute::{Executor, Overrides, Seen};
 use crate::graph::ValueId;
 use crate::graph::constants::Constants;
@@ -157,7 +157,7 @@ fn streams(
     let executor = Executor::new(source.graph)?;
     let mut streams: BTreeMap<(ValueId, usize), Stream> =
         sizes.keys().map(|w| (*w, Stream::default())).collect();
-    let mut kept = Kept::of(source, "activations", sizes.values().map(|n| Stream::saved(*n)).sum());
+    let mut kept = source.kept("activations", sizes.values().map(|n| Stream::saved(*n)).sum());
     let (skip, mut sums) = kept.seen();
     for (stream, size) in streams.values_mut().zip(sizes.values()).filter(|_| skip > 0) {
         *stream = Stream::load(sums, *size);

@@ -5,15 +5,16 @@
 //! `sum_t x_tj dL/dx_tj`, so that no weight needs a gradient and a value that several products read is
 //! counted once. `group` and `element` take all weights of rank two or more along the axes of the group.
 
-use super::gates::{Positions, each_batch, flows, gates, group_of, members};
-use super::kept::Kept;
+use super::gates::{each_batch, flows, gates, group_of, members};
 use super::{Criterion, Source, data};
 use crate::error::{Error, Result};
 use crate::evaluate::objective::{Head, Loss, Objective};
+use crate::evaluate::samples::Positions;
 use crate::execute::{Executor, Gradient, Overrides, Planner};
 use crate::graph::ValueId;
 use crate::ops::float::elements;
 use crate::passes::keepable;
+use crate::passes::look::Kept;
 use crate::passes::prune::criterion::{Form, Power, Slope};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,7 +40,7 @@ pub(super) fn scores(source: &Source<'_>, criterion: Criterion) -> Result<Vec<f6
 fn kept<'a>(source: &Source<'a>, criterion: Criterion, units: usize) -> Kept<'a> {
     let pass =
         format!("{criterion:?} {:?} {:?} {:?} {}", source.form, source.power, source.slope, source.seed);
-    Kept::of(source, &pass, units)
+    source.kept(&pass, units)
 }
 
 /// Runs every batch but the first `skip` forward and back, beside so many copies of the weights; `each` takes

@@ -7,9 +7,10 @@
 //! 2402.17762); a fit to their squared error is paid for by all the others. Where a model lives on these
 //! positions, as decoders do that let all tokens look at the first, [`Weighing::Alike`] may serve better.
 
-use super::super::importance::{Positions, Source, each_batch};
+use super::super::importance::{Source, each_batch};
 use super::{Lost, Repair};
 use crate::error::{Error, Result};
+use crate::evaluate::samples::Positions;
 use crate::execute::{Executor, Overrides, Seen};
 use crate::graph::constants::Constants;
 use crate::graph::{NodeIndex, ValueId};
