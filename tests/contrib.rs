@@ -5,7 +5,7 @@ use crate::transformer::Noise;
 use tinsmith::execute::Executor;
 use tinsmith::formats;
 use tinsmith::graph::{Edit, Node, Type};
-use tinsmith::ops::{Attr, Attributes};
+use tinsmith::ops::{Attr, Attributes, Dim};
 use tinsmith::runtime::{Session, SessionOptions};
 use tinsmith::tensor::{DType, Tensor};
 
@@ -25,7 +25,8 @@ fn both(
         .map(|(i, t)| {
             let t = t.as_ref()?;
             feed.push((format!("x{i}"), t.clone()));
-            Some(edit.add_input(&format!("x{i}"), Type::Tensor { dtype: t.dtype(), shape: None }))
+            let shape = Some(t.shape().iter().map(|n| Dim::from(*n)).collect());
+            Some(edit.add_input(&format!("x{i}"), Type::Tensor { dtype: t.dtype(), shape }))
         })
         .collect();
     let last = outputs.iter().max().unwrap() + 1;

@@ -40,12 +40,13 @@ pub(super) struct Optimize {
 /// Store weights, and compute where it pays, in 8-bit integers
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  tinsmith quantize bert.onnx --scheme dynamic-int8 -o bert-int8.onnx\n  tinsmith quantize cnn.onnx --scheme static-int8 --calibration digits:train#0..256 --measure --data digits:test"
+    after_help = "Example:\n  tinsmith quantize bert.onnx --scheme dynamic-int8 -o bert-int8.onnx\n  tinsmith quantize cnn.onnx --scheme static-int8 --calibration digits:train#0..256 --measure --data digits:test\n  tinsmith quantize smollm2 --scheme weight-int4 --rounding gptq --calibration text:book.txt -o smollm2-int4.onnx"
 )]
 pub(super) struct Quantize {
     #[command(flatten)]
     common: Common,
-    /// dynamic-int8 for products with weights, static-int8 (QDQ, needs --calibration) for convolutions
+    /// dynamic-int8 for products with weights, static-int8 (QDQ, needs --calibration) for convolutions,
+    /// weight-int4 or weight-int8 (weights in blocks) for language models
     #[arg(long, value_name = "SCHEME")]
     scheme: String,
     /// How ranges come from calibration data: minmax, moving-average, entropy, percentile or mse [default: minmax]
@@ -60,9 +61,18 @@ pub(super) struct Quantize {
     /// Type of activations of static-int8: u8 or s8 [default: u8]
     #[arg(long, value_name = "TYPE")]
     activations: Option<String>,
-    /// Zero points of activations in the middle
+    /// Zero points of activations, or of weights in blocks, in the middle
     #[arg(long)]
     symmetric: bool,
+    /// Elements of a block of weight-int4 and weight-int8 [default: 32]
+    #[arg(long, value_name = "ELEMENTS")]
+    block: Option<i64>,
+    /// How weights in blocks are rounded: rtn, hqq or gptq (needs --calibration) [default: rtn]
+    #[arg(long, value_name = "NAME")]
+    rounding: Option<String>,
+    /// Least exact type that the runtime may compute in with weights in blocks, 4 for int8 [default: 0, its choice]
+    #[arg(long, value_name = "LEVEL")]
+    accuracy_level: Option<i64>,
     /// One scale per tensor instead of one per output channel
     #[arg(long)]
     per_tensor: bool,
@@ -80,7 +90,9 @@ pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> 
 
 pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> {
     let mut step = Step::new("quantize").with("scheme", args.scheme.clone());
-    for (name, value) in [("calibrator", args.calibrator), ("activations", args.activations)] {
+    for (name, value) in
+        [("calibrator", args.calibrator), ("activations", args.activations), ("rounding", args.rounding)]
+    {
         if let Some(value) = value {
             step = step.with(name, value);
         }
@@ -88,8 +100,11 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
     if let Some(percentile) = args.percentile {
         step = step.with("percentile", percentile);
     }
-    if let Some(samples) = args.samples {
-        step = step.with("samples", samples);
+    let counts = [("samples", args.samples), ("block", args.block), ("accuracy_level", args.accuracy_level)];
+    for (name, value) in counts {
+        if let Some(value) = value {
+            step = step.with(name, value);
+        }
     }
     if args.symmetric {
         step = step.with("symmetric", true);

@@ -58,6 +58,11 @@ impl Cholesky {
         Some(Cholesky { n, lower: a })
     }
 
+    /// The element of the factor at a row and a column that is not above the diagonal.
+    pub fn at(&self, row: usize, column: usize) -> f64 {
+        self.lower[row * self.n + column]
+    }
+
     /// Solves `A X = B` in place; `b` is `[n, columns]`, row-major.
     ///
     /// # Panics

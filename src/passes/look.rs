@@ -2,8 +2,10 @@
 //! Samples enter; batches leave, one by one. What is done with them is the caller's.
 
 mod kept;
+mod moments;
 
 pub(in crate::passes) use kept::Kept;
+pub(in crate::passes) use moments::Moments;
 
 use crate::error::{Error, Result};
 use crate::evaluate::samples::{Batch, Samples};

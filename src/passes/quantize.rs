@@ -1,12 +1,17 @@
-//! Post-training quantisation: `dynamic-int8` (activations quantised as they come, for products) and
-//! `static-int8` (QDQ with calibrated ranges, for convolutional nets).
+//! Post-training quantisation: `dynamic-int8` (activations quantised as they come, for products),
+//! `static-int8` (QDQ with calibrated ranges, for convolutional nets), `weight-int8` and `weight-int4` (weights
+//! in blocks, activations in float).
 
+mod blocks;
 mod calibrate;
 mod dynamic;
+mod products;
 mod qdq;
 mod ranges;
+mod weight_only;
 mod weights;
 
+pub use blocks::Rounding;
 pub use calibrate::TensorReport;
 pub use ranges::Activations;
 
@@ -28,6 +33,10 @@ pub enum Scheme {
     DynamicInt8,
     /// Weights and activations once, from calibration data; QuantizeLinear/DequantizeLinear pairs.
     StaticInt8,
+    /// Weights of products on 8 bits in blocks, activations in float.
+    WeightInt8,
+    /// Weights of products on 4 bits in blocks, activations in float.
+    WeightInt4,
 }
 
 /// How the range of an activation follows from calibration data.
@@ -47,6 +56,9 @@ pub enum Calibrator {
     Mse,
 }
 
+/// Sizes of blocks that ONNX Runtime has kernels for.
+const BLOCKS: [usize; 5] = [16, 32, 64, 128, 256];
+
 /// Settings of the pass.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -61,8 +73,17 @@ pub struct Settings {
     pub averaging: f32,
     /// Element type of activations of `static-int8`.
     pub activations: Activations,
-    /// Activations have their zero point in the middle.
+    /// The zero points of activations, or of weights in blocks, are in the middle.
     pub symmetric: bool,
+    /// Elements of a block of `weight-int8` and `weight-int4`: 16, 32, 64, 128 or 256.
+    pub block: usize,
+    /// How weights in blocks are rounded.
+    pub rounding: Rounding,
+    /// What `gptq` adds to the moments of the data, in parts of their mean, above 0.
+    pub damping: f64,
+    /// Least exact type that the runtime may compute in with weights in blocks: 0 leaves it to the
+    /// runtime, 1 f32, 2 f16, 3 bf16, 4 int8.
+    pub accuracy_level: i64,
     /// One scale per output channel of a weight instead of one per tensor.
     pub per_channel: bool,
     /// Weights on 7 bits, so that AVX2's 16-bit sums of u8 x s8 products cannot saturate.
@@ -82,6 +103,10 @@ impl Default for Settings {
             averaging: 0.01,
             activations: Activations::default(),
             symmetric: false,
+            block: 32,
+            rounding: Rounding::default(),
+            damping: 0.01,
+            accuracy_level: 0,
             per_channel: true,
             reduce_range: false,
             exclude: vec![],
@@ -120,6 +145,15 @@ impl Settings {
         }
         if !(self.averaging > 0.0 && self.averaging <= 1.0) {
             return out_of("averaging", self.averaging.into(), "above 0, at most 1");
+        }
+        if !(self.damping > 0.0 && self.damping <= 10.0) {
+            return out_of("damping", self.damping, "above 0, at most 10");
+        }
+        if !BLOCKS.contains(&self.block) {
+            return out_of("block", self.block as f64, "16, 32, 64, 128 or 256");
+        }
+        if !(0..=4).contains(&self.accuracy_level) {
+            return out_of("accuracy_level", self.accuracy_level as f64, "0 to 4");
         }
         Ok(())
     }
@@ -168,7 +202,11 @@ impl Pass for Quantize {
     }
 
     fn needs_calibration(&self) -> Option<String> {
-        (self.settings.scheme == Scheme::StaticInt8).then(|| "static-int8".into())
+        match (self.settings.scheme, self.settings.rounding) {
+            (Scheme::StaticInt8, _) => Some("static-int8".into()),
+            (Scheme::WeightInt8 | Scheme::WeightInt4, Rounding::Gptq) => Some("rounding gptq".into()),
+            _ => None,
+        }
     }
 
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
@@ -179,6 +217,12 @@ impl Pass for Quantize {
             Scheme::StaticInt8 => {
                 calibrate::data(ctx)?;
                 qdq::check(graph, &self.settings)
+            }
+            Scheme::WeightInt8 | Scheme::WeightInt4 => {
+                if self.needs_calibration().is_some() {
+                    calibrate::data(ctx)?;
+                }
+                weight_only::check(graph, &self.settings)
             }
         }
     }
@@ -193,6 +237,12 @@ impl Pass for Quantize {
         let (calibration, histograms, covered) = match self.settings.scheme {
             Scheme::DynamicInt8 => (0, 0, dynamic::covered(graph, &self.settings)),
             Scheme::StaticInt8 => (bytes + largest, calibrate::memory(graph.nodes().len()), bytes),
+            Scheme::WeightInt8 | Scheme::WeightInt4 => {
+                // A weight is spelled out, turned, rounded and spelled out again.
+                let moments = weight_only::memory(graph, &self.settings);
+                let run = if moments > 0 { bytes } else { 0 };
+                (run, moments + 4 * largest, weight_only::covered(graph, &self.settings))
+            }
         };
         Estimate {
             seconds: (bytes + 8 * calibration) as f64 / 5e8,
@@ -209,6 +259,9 @@ impl Pass for Quantize {
         let graph = match self.settings.scheme {
             Scheme::DynamicInt8 => dynamic::run(graph, &self.settings, ctx, &mut report)?,
             Scheme::StaticInt8 => qdq::run(graph, &self.settings, ctx, &mut report)?,
+            Scheme::WeightInt8 | Scheme::WeightInt4 => {
+                weight_only::run(graph, &self.settings, ctx, &mut report)?
+            }
         };
         let after: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         report.facts.insert("weight_bytes_before".into(), before as f64);

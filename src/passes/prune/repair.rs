@@ -26,8 +26,9 @@ use crate::graph::constants::Constants;
 use crate::kernels::cholesky::Cholesky;
 use crate::kernels::gemm::{Matrix, product};
 use crate::passes::PassReport;
+use crate::passes::look::Moments;
 use judge::Judge;
-use moments::{Moments, Weighing};
+use moments::Weighing;
 use put::Place;
 use serde::{Deserialize, Serialize};
 

@@ -185,7 +185,7 @@ pub(super) fn gather(
 /// The data of a run.
 pub(super) fn data<'a>(ctx: &Ctx<'a>) -> Result<&'a Samples> {
     let data = ctx.calibration.ok_or_else(|| {
-        Error::usage("CALIBRATION", "static-int8 needs calibration data")
+        Error::usage("CALIBRATION", "this quantisation needs calibration data")
             .field("data.calibration")
             .hint("pass --calibration SPEC, or set [data] calibration in the recipe")
     })?;

@@ -3,7 +3,8 @@
 //! look-up of int8 rows and of their scales. Convolutions stay in float: `ConvInteger` is slower than
 //! the float convolution on every CPU that was measured.
 
-use super::{Settings, constant_weight, weights};
+use super::products::{self, Product};
+use super::{Settings, weights};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, Node, NodeIndex, ValueId};
 use crate::monitor::Level;
@@ -15,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 
 /// The way in which a node is quantised.
 enum Kind {
-    Product { weight: ValueId, transposed: bool, bias: Option<ValueId> },
+    Product(Product),
     Embedding { table: ValueId },
 }
 
@@ -27,23 +28,8 @@ const EMBEDDING_ROWS: usize = 256;
 /// What to do with a node; `Err` says why a candidate is left alone, `Ok(None)` that it is none.
 fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'static str> {
     let node = graph.node(i);
-    if node.is("MatMul") || node.is("Gemm") {
-        let Some(weight) = constant_weight(graph, node) else {
-            return Err("its second input is no f32 constant");
-        };
-        if graph.initializer(weight).is_none_or(|t| t.shape().len() != 2) {
-            return Err("its weight is no matrix");
-        }
-        if node.is("MatMul") {
-            return Ok(Some(Kind::Product { weight, transposed: false, bias: None }));
-        }
-        let flag = |name| node.attributes.int(name, 0).unwrap_or(0) != 0;
-        let one = |name| node.attributes.float(name, 1.0).unwrap_or(1.0) == 1.0;
-        if flag("transA") || !one("alpha") || !one("beta") {
-            return Err("Gemm with transA, alpha or beta");
-        }
-        let bias = node.inputs.get(2).copied().flatten();
-        return Ok(Some(Kind::Product { weight, transposed: flag("transB"), bias }));
+    if let Some(product) = products::product(graph, i)? {
+        return Ok(Some(Kind::Product(product)));
     }
     if node.is("Gather") && node.attributes.int("axis", 0).unwrap_or(0) == 0 {
         let Some(table) = node.inputs.first().copied().flatten() else { return Ok(None) };
@@ -64,7 +50,7 @@ pub(super) fn covered(graph: &Graph, settings: &Settings) -> u64 {
     let weights: BTreeSet<ValueId> = (0..graph.nodes().len())
         .filter(|i| !settings.excluded(graph, *i))
         .filter_map(|i| match kind(graph, i) {
-            Ok(Some(Kind::Product { weight: v, .. } | Kind::Embedding { table: v })) => Some(v),
+            Ok(Some(Kind::Product(Product { weight: v, .. }) | Kind::Embedding { table: v })) => Some(v),
             _ => None,
         })
         .collect();
@@ -135,7 +121,7 @@ pub(super) fn run(
             continue;
         }
         match kind {
-            Kind::Product { weight, transposed, bias } => {
+            Kind::Product(Product { weight, transposed, bias }) => {
                 let (Some(Some(x)), Some(Some(y))) = (node.inputs.first(), node.outputs.first()) else {
                     continue;
                 };

@@ -193,3 +193,92 @@ fn an_old_graph_is_raised_for_per_channel_weights() {
     let (a, b) = (run(&graph), run(&raised));
     assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} {b:?}");
 }
+
+/// `[n, 40] @ [40, 6] (+ bias) -> Relu -> @ [6, 40]^T`.
+fn wide(op: &str, bad: Option<f32>) -> Graph {
+    let mut edit = Edit::new("wide", &[("", 17)]);
+    let shape = Some(vec![Dim::symbol("n"), Dim::from(40i64)]);
+    let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape });
+    let weight = |edit: &mut Edit, name: &str, shape: [usize; 2], bad: Option<f32>| {
+        let mut w: Vec<f32> = (0..240).map(|i| ((i * 73 % 101) as f32 - 50.0) / 70.0).collect();
+        bad.into_iter().for_each(|bad| w[7] = bad);
+        edit.add_initializer(name, Tensor::from_vec(shape.to_vec(), w).unwrap())
+    };
+    let w = weight(&mut edit, "w", [40, 6], None);
+    let mut inputs = vec![x, w];
+    if op == "Gemm" {
+        inputs.push(edit.add_initializer("b", Tensor::from_vec(vec![6], vec![0.5f32; 6]).unwrap()));
+    }
+    let y = edit.add_op(op, &inputs, Attributes::new(), "y");
+    let z = edit.add_op("Relu", &[y], Attributes::new(), "z");
+    let back = weight(&mut edit, "back", [6, 40], bad);
+    let out = edit.add_op("MatMul", &[z, back], Attributes::new(), "out");
+    let again = weight(&mut edit, "again", [6, 40], None);
+    let last = edit.add_op("Gemm", &[out, again], Attributes::new().with("transB", Attr::Int(1)), "last");
+    edit.add_output(last);
+    edit.commit().unwrap()
+}
+
+fn wide_rows() -> Samples {
+    let x: Vec<f32> = (0..40 * 50).map(|i| ((i * 31 % 97) as f32 - 48.0) / 40.0).collect();
+    given(vec![("x".into(), Tensor::from_vec(vec![50, 40], x).unwrap())])
+}
+
+#[test]
+fn weights_in_blocks_are_near_and_gptq_is_nearer() {
+    for op in ["MatMul", "Gemm"] {
+        let (graph, data) = (wide(op, None), wide_rows());
+        let outputs = |g: &Graph| {
+            let batch = data.batch(&[0]).unwrap();
+            crate::execute::Executor::new(g).unwrap().run(&batch.inputs).unwrap()[0]
+                .1
+                .to_vec::<f32>()
+                .unwrap()
+        };
+        let wanted = outputs(&graph);
+        let off = |text: &str| {
+            let pass = pass(text);
+            let (quantized, report) = pass.run(&graph, &mut ctx(Some(&data))).unwrap();
+            assert_eq!(report.applied.len(), 2, "{report:?}");
+            // The middle one sums over six inputs.
+            assert!(report.skipped.iter().any(|s| s.reason.contains("fewer inputs")), "{report:?}");
+            let count = |op: &str| quantized.nodes().iter().filter(|n| n.is(op)).count();
+            assert_eq!((count("MatMulNBits"), count("MatMul") + count("Gemm")), (0, 1));
+            let blocks = |n: &&Node| n.op_type == "MatMulNBits" && n.domain == "com.microsoft";
+            assert_eq!(quantized.nodes().iter().filter(blocks).count(), 2);
+            assert_eq!(quantized.opset("com.microsoft"), Some(1));
+            let power: f32 = wanted.iter().map(|w| w * w).sum();
+            outputs(&quantized).iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / power
+        };
+        let int8 = off("scheme = 'weight-int8'\nblock = 16");
+        let [rtn, gptq] = ["rtn", "gptq"].map(|rounding| {
+            off(&format!("scheme = 'weight-int4'\nblock = 16\nrounding = '{rounding}'\nsymmetric = true"))
+        });
+        assert!(int8 < 2e-4 && rtn < 0.03 && gptq < rtn, "{op}: {int8} {rtn} {gptq}");
+    }
+}
+
+#[test]
+fn weights_in_blocks_refuse_with_reasons() {
+    let graph = wide("Gemm", Some(f32::NAN));
+    let (quantized, report) = pass("scheme = 'weight-int4'\nblock = 16").run(&graph, &mut ctx(None)).unwrap();
+    assert_eq!(report.applied.len(), 2);
+    let same = pass("scheme = 'weight-int4'\nblock = 16\nexclude = ['y']");
+    assert_eq!(same.run(&graph, &mut ctx(None)).unwrap().1.applied.len(), 1);
+    let twice = pass("scheme = 'weight-int4'\nblock = 16").check(&quantized, &ctx(None)).unwrap_err();
+    assert_eq!(twice.code(), "QUANTIZE-TWICE");
+    let none = pass("scheme = 'weight-int4'\nblock = 128").check(&graph, &ctx(None)).unwrap_err();
+    assert_eq!(none.code(), "NOTHING-TO-QUANTIZE");
+    let e = pass("scheme = 'weight-int4'\nrounding = 'gptq'").check(&graph, &ctx(None)).unwrap_err();
+    assert!(e.to_string().contains("data.calibration"), "{e}");
+    for (setting, field) in [
+        ("block = 48", "step.block"),
+        ("percentile = 10.0", "step.percentile"),
+        ("averaging = 0.0", "step.averaging"),
+        ("damping = -1.0", "step.damping"),
+        ("accuracy_level = 5", "step.accuracy_level"),
+    ] {
+        let e = crate::passes::by_name("quantize", &setting.parse().unwrap()).err().unwrap();
+        assert!(e.kind() == crate::error::Kind::Usage && e.to_string().contains(field), "{e}");
+    }
+}

@@ -1,0 +1,105 @@
+//! GPTQ (Frantar et al., arXiv 2210.17323): inputs of a product are rounded one after the other, and the
+//! error of each is made up for by those that are still to come, as the second moments of the data tell.
+
+use super::{Blocks, Form, Step};
+use crate::kernels::cholesky::Cholesky;
+use crate::passes::look::Moments;
+use rayon::prelude::*;
+
+/// Rows that go through the columns together, so that a row of the factor is read once for all of them.
+const TILE: usize = 16;
+
+/// What an error at each input of a product costs its outputs.
+pub(in super::super) struct Sensitivity {
+    inputs: usize,
+    /// Second moments of the data `[inputs, inputs]`, in parts of their mean diagonal.
+    moments: Vec<f64>,
+    /// Upper triangle `U` with `U^T U` the inverse of the moments plus the damping.
+    upper: Vec<f32>,
+}
+
+impl Sensitivity {
+    /// From the moments of the data, their diagonal raised by `damping` of its mean. None where they tell
+    /// nothing.
+    pub(in super::super) fn of(moments: &Moments, damping: f64) -> Option<Sensitivity> {
+        let n = moments.sum.len();
+        let mut a = vec![0f64; n * n];
+        for (i, row) in a.chunks_mut(n.max(1)).enumerate() {
+            row.iter_mut().enumerate().for_each(|(j, a)| *a = moments.about(i, j, false));
+        }
+        let mean = (0..n).map(|i| a[i * n + i]).sum::<f64>() / n as f64;
+        if mean.is_nan() || mean <= 0.0 || !mean.is_finite() {
+            return None;
+        }
+        a.iter_mut().for_each(|a| *a /= mean);
+        let moments = a.clone();
+        // Rounding may leave a matrix that is not positive definite; more damping makes it so.
+        let mut damping = damping.max(1e-6);
+        let factor = loop {
+            let mut damped = a.clone();
+            (0..n).for_each(|i| damped[i * n + i] += damping);
+            match Cholesky::of(damped, n) {
+                Some(factor) => break factor,
+                None if damping < 1e3 => damping *= 10.0,
+                None => return None,
+            }
+        };
+        let mut inverse = vec![0f64; n * n];
+        (0..n).for_each(|i| inverse[i * n + i] = 1.0);
+        factor.solve(&mut inverse, n);
+        let lower = Cholesky::of(inverse, n)?;
+        let mut upper = vec![0f32; n * n];
+        for (i, row) in upper.chunks_mut(n).enumerate() {
+            row.iter_mut().enumerate().skip(i).for_each(|(j, u)| *u = lower.at(j, i) as f32);
+        }
+        Some(Sensitivity { inputs: n, moments, upper })
+    }
+
+    /// `w` `[outputs, inputs]` rounded.
+    pub(in super::super) fn rounded(&self, w: &[f32], form: Form) -> Blocks {
+        let n = self.inputs;
+        let mut out = Blocks::empty(w.len() / n, n, form);
+        let per_row = n.div_ceil(form.block);
+        out.levels
+            .par_chunks_mut(TILE * n)
+            .zip(out.scales.par_chunks_mut(TILE * per_row).zip(out.zeros.par_chunks_mut(TILE * per_row)))
+            .zip(w.par_chunks(TILE * n))
+            .for_each(|((levels, (scales, zeros)), w)| {
+                let mut w = w.to_vec();
+                let mut steps = vec![Step { scale: 1.0, zero: 0 }; w.len() / n];
+                for i in 0..n {
+                    let upper = &self.upper[i * n + i..(i + 1) * n];
+                    for (row, (w, step)) in w.chunks_mut(n).zip(&mut steps).enumerate() {
+                        if i % form.block == 0 {
+                            // The grid of a block is settled when the errors of all before are in it.
+                            *step = Step::least(&w[i..(i + form.block).min(n)], form);
+                            let at = row * per_row + i / form.block;
+                            (scales[at], zeros[at]) = (step.scale, step.zero);
+                        }
+                        let level = step.level(w[i], form.bits);
+                        levels[row * n + i] = level;
+                        let error = (w[i] - step.value(level)) / upper[0];
+                        w[i..].iter_mut().zip(upper).for_each(|(w, u)| *w -= error * u);
+                    }
+                }
+            });
+        out
+    }
+
+    /// Mean squared error of the outputs where `w` becomes `rounded`, and their mean square.
+    pub(in super::super) fn error(&self, w: &[f32], rounded: &[f32]) -> (f64, f64) {
+        let n = self.inputs;
+        let quadratic = |row: &[f64]| -> f64 {
+            let line = |(x, m): (&f64, &[f64])| x * m.iter().zip(row).map(|(m, y)| m * y).sum::<f64>();
+            row.iter().zip(self.moments.chunks(n)).filter(|(x, _)| **x != 0.0).map(line).sum()
+        };
+        w.par_chunks(n)
+            .zip(rounded.par_chunks(n))
+            .map(|(w, r)| {
+                let wide: Vec<f64> = w.iter().map(|x| f64::from(*x)).collect();
+                let error: Vec<f64> = w.iter().zip(r).map(|(x, y)| f64::from(*x) - f64::from(*y)).collect();
+                (quadratic(&error), quadratic(&wide))
+            })
+            .reduce(|| (0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
+    }
+}
