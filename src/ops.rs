@@ -13,7 +13,7 @@ mod along;
 mod arithmetic;
 mod attention;
 mod bits;
-mod block_product;
+mod block_weights;
 mod cast;
 mod compare;
 mod conv;
@@ -247,7 +247,7 @@ const FAMILIES: &[&[Spec]] = &[
     arithmetic::SPECS,
     attention::SPECS,
     bits::SPECS,
-    block_product::SPECS,
+    block_weights::SPECS,
     cast::SPECS,
     compare::SPECS,
     conv::SPECS,

@@ -271,6 +271,7 @@ pub(crate) fn quantized_node(graph: &Graph) -> Option<NodeIndex> {
         "QLinearMatMul",
         "DynamicQuantizeLinear",
         "MatMulNBits",
+        "GatherBlockQuantized",
     ];
     (0..graph.nodes().len()).find(|i| quantized.contains(&graph.node(*i).op_type.as_str()))
 }

@@ -265,3 +265,25 @@ fn products_with_weights_in_blocks_are_the_runtimes() {
         }
     }
 }
+
+#[test]
+fn look_ups_in_blocks_are_the_runtimes() {
+    let bytes = |shape: &[usize], seed: usize| {
+        let values = (0..shape.iter().product()).map(|i: usize| ((i + seed) * 2_654_435_761 >> 7) as u8);
+        Some(Tensor::from_vec(shape.to_vec(), values.collect::<Vec<u8>>()).unwrap())
+    };
+    for (bits, k, block) in [(4usize, 64usize, 32usize), (8, 64, 16), (4, 96, 32)] {
+        let blocks = k / block;
+        let attributes: Vec<(&str, Attr)> =
+            [("bits", bits), ("block_size", block), ("gather_axis", 0), ("quantize_axis", 1)]
+                .map(|(name, v)| (name, Attr::Int(v as i64)))
+                .to_vec();
+        let at = Some(Tensor::from_vec(vec![2, 2], vec![3i64, 0, 8, 3]).unwrap());
+        for zeros in [None, bytes(&[9, (blocks * bits).div_ceil(8)], 3)] {
+            let scales = Some(Noise(4).tensor(&[9, blocks], 0.01));
+            let inputs = [bytes(&[9, k * bits / 8], 1), at.clone(), scales, zeros];
+            let used = inputs.iter().rposition(Option::is_some).unwrap() + 1;
+            agree("com.microsoft", "GatherBlockQuantized", &attributes, &inputs[..used], &[0]);
+        }
+    }
+}

@@ -98,6 +98,7 @@ fn by_operator(op: &str) -> &'static str {
         "Relu" | "LeakyRelu" | "PRelu" | "Sigmoid" | "Tanh" | "Gelu" | "FastGelu" | "BiasGelu"
         | "QuickGelu" | "Softmax" | "LogSoftmax" | "HardSwish" | "HardSigmoid" | "Elu" | "Selu" | "Celu"
         | "Erf" | "Clip" | "Softplus" | "Softsign" | "Mish" | "Swish" | "ThresholdedRelu" => "activation",
+        "GatherBlockQuantized" => "embedding",
         "Reshape" | "Transpose" | "Shape" | "Gather" | "Slice" | "Concat" | "Split" | "Squeeze"
         | "Unsqueeze" | "Flatten" | "Expand" | "Tile" | "Pad" | "Identity" | "Cast" | "Constant"
         | "ConstantOfShape" | "Range" | "Resize" | "DepthToSpace" | "SpaceToDepth" | "GatherElements"

@@ -67,6 +67,9 @@ pub(super) struct Quantize {
     /// Elements of a block of weight-int4 and weight-int8 [default: 32]
     #[arg(long, value_name = "ELEMENTS")]
     block: Option<i64>,
+    /// Tables of embeddings of weight-int4 and weight-int8: keep, int8 or int4 [default: int8]
+    #[arg(long, value_name = "TYPE")]
+    embeddings: Option<String>,
     /// How weights in blocks are rounded: rtn, hqq or gptq (needs --calibration) [default: rtn]
     #[arg(long, value_name = "NAME")]
     rounding: Option<String>,

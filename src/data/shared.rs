@@ -51,8 +51,10 @@ fn numbers(a: &DataSet, b: &DataSet) -> Result<Shared> {
 fn texts(a: &TextSet, b: &TextSet) -> Result<Shared> {
     let mut known = HashSet::new();
     let mut places: BTreeMap<_, Vec<(u64, u64)>> = BTreeMap::new();
+    // A row that cannot be read as text is known by its place alone.
+    let content = |set: &TextSet, row: usize| set.text(row).ok().map(|text| digest(text.trim()));
     for row in 0..b.len() {
-        known.insert(digest(b.text(row)?.trim()));
+        known.extend(content(b, row));
         let (path, start, end) = b.place(row);
         places
             .entry(path.canonicalize().unwrap_or_else(|_| path.to_path_buf()))
@@ -69,7 +71,7 @@ fn texts(a: &TextSet, b: &TextSet) -> Result<Shared> {
             let before = spans.partition_point(|(from, _)| *from < end);
             before.checked_sub(1).is_some_and(|last| spans[last].1 > start)
         });
-        rows += usize::from(met || known.contains(&digest(a.text(row)?.trim())));
+        rows += usize::from(met || content(a, row).is_some_and(|c| known.contains(&c)));
     }
     Ok(Shared { rows, of: a.len() })
 }

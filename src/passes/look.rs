@@ -22,6 +22,15 @@ pub(in crate::passes) struct Look<'a> {
 }
 
 impl Look<'_> {
+    fn rows(&self) -> usize {
+        if self.samples == 0 { self.data.len() } else { self.data.len().min(self.samples) }
+    }
+
+    /// How many batches there are.
+    pub(in crate::passes) fn batches(&self) -> usize {
+        self.data.first(self.rows()).batch_count(self.batch)
+    }
+
     /// Calls `each` with the number of every batch and the batch, but for the first `skip`, telling the
     /// monitor of phase and progress. Rows in all, those of the first `skip` included.
     ///
@@ -34,7 +43,7 @@ impl Look<'_> {
         skip: usize,
         each: &mut dyn FnMut(usize, &Batch) -> Result<()>,
     ) -> Result<usize> {
-        let rows = if self.samples == 0 { self.data.len() } else { self.data.len().min(self.samples) };
+        let rows = self.rows();
         monitor.phase(phase, Some(rows as u64));
         let data = self.data.first(rows);
         let (mut done, mut batches) = (0, 0);
@@ -48,10 +57,10 @@ impl Look<'_> {
             done += batch.rows;
             monitor.progress(done.min(rows) as u64);
         }
-        if batches != data.batch_count(self.batch) {
+        if batches != self.batches() {
             return Err(Error::internal("LOOK-ROWS", "not all rows of the data were read")
                 .found(format!("{batches} batches"))
-                .limit(data.batch_count(self.batch)));
+                .limit(self.batches()));
         }
         Ok(done)
     }

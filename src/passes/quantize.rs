@@ -56,6 +56,19 @@ pub enum Calibrator {
     Mse,
 }
 
+/// What becomes of tables of embeddings where weights are stored in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Embeddings {
+    /// They stay in float, and one that is an output head as well is stored twice.
+    Keep,
+    /// 8 bits in blocks, as the head that shares the table.
+    #[default]
+    Int8,
+    /// 4 bits in blocks, as the head that shares the table.
+    Int4,
+}
+
 /// Sizes of blocks that ONNX Runtime has kernels for.
 const BLOCKS: [usize; 5] = [16, 32, 64, 128, 256];
 
@@ -77,6 +90,8 @@ pub struct Settings {
     pub symmetric: bool,
     /// Elements of a block of `weight-int8` and `weight-int4`: 16, 32, 64, 128 or 256.
     pub block: usize,
+    /// Tables of embeddings of `weight-int8` and `weight-int4`.
+    pub embeddings: Embeddings,
     /// How weights in blocks are rounded.
     pub rounding: Rounding,
     /// What `gptq` adds to the moments of the data, in parts of their mean, above 0.
@@ -104,6 +119,7 @@ impl Default for Settings {
             activations: Activations::default(),
             symmetric: false,
             block: 32,
+            embeddings: Embeddings::default(),
             rounding: Rounding::default(),
             damping: 0.01,
             accuracy_level: 0,

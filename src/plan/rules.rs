@@ -1,6 +1,7 @@
 //! The families of recipes as small rules. A forecast of the model on the device enters a rule, the
 //! forecast after its steps leaves; so a combination of rules is their composition in order.
 
+mod blocks;
 mod int8;
 pub(super) mod isa;
 mod optimize;
@@ -103,6 +104,7 @@ pub(super) trait Rule: Sync {
 pub(super) const RECIPES: &[&[&dyn Rule]] = &[
     &[&optimize::Optimize],
     &[&optimize::Optimize, &int8::Dynamic],
+    &[&blocks::Blocks],
     &[&optimize::Optimize, &int8::Static],
     &[&prune::Prune { ratio: 0.2 }, &optimize::Optimize],
     &[&prune::Prune { ratio: 0.4 }, &optimize::Optimize],

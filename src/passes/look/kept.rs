@@ -47,6 +47,11 @@ impl<'a> Kept<'a> {
         (self.done, &self.sums)
     }
 
+    /// Whether what is noted now would be written.
+    pub(in crate::passes) fn due(&self) -> bool {
+        self.memo.is_some() && self.written.1.elapsed() >= EVERY
+    }
+
     /// The sums once `done` batches were seen; they are asked for where anything is kept.
     pub(in crate::passes) fn note(&mut self, done: usize, sums: impl FnOnce() -> Vec<f64>) {
         if self.memo.is_none() {

@@ -23,7 +23,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Most memory for histograms; with more values than fit, bins are wider. It follows from the graph alone, so
 /// that ranges do not depend on the machine.
-const CAP: usize = 512 << 20;
+const CAP: usize = 256 << 20;
+/// Histograms that are copied behind each batch; larger ones only when they are written.
+const SMALL: u64 = 4 << 20;
 
 /// Bins on a side of zero of each of `values` histograms.
 fn side(values: usize) -> usize {
@@ -32,8 +34,14 @@ fn side(values: usize) -> usize {
 }
 
 /// Most bytes that the histograms of `values` values take.
-pub(super) fn memory(values: usize) -> u64 {
+fn held_bytes(values: usize) -> u64 {
     (values * 2 * 8 * side(values)) as u64
+}
+
+/// Most bytes that a calibration of `values` values takes beside the model: its histograms, and twice as
+/// much while they are saved.
+pub(super) fn memory(values: usize) -> u64 {
+    3 * held_bytes(values)
 }
 
 /// What a value was seen to hold, padding aside.
@@ -157,6 +165,7 @@ pub(super) fn gather(
     let executor = Executor::new(graph)?;
     let none = Overrides::new();
     let look = Look { data, samples: settings.samples, batch: 0 };
+    let last = look.batches();
     let outcome = look.each("quantize: calibrate", ctx.monitor, skip, &mut |i, batch| {
         let positions = Positions::of(batch)?;
         let mut note = |v: ValueId, value: &Value| -> Result<()> {
@@ -171,11 +180,13 @@ pub(super) fn gather(
             }
         }
         executor.run_tapped(&batch.inputs, &none, Seen::Of(&|v| wanted.contains(&v)), &mut note)?;
-        kept.note(i + 1, || {
-            let mut sums = Vec::new();
-            held.values().for_each(|h| h.save(&mut sums));
-            sums
-        });
+        if kept.due() || held_bytes(wanted.len()) < SMALL || i + 1 == last {
+            kept.note(i + 1, || {
+                let mut sums = Vec::new();
+                held.values().for_each(|h| h.save(&mut sums));
+                sums
+            });
+        }
         Ok(())
     });
     kept.write();

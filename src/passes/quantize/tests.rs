@@ -282,3 +282,45 @@ fn weights_in_blocks_refuse_with_reasons() {
         assert!(e.kind() == crate::error::Kind::Usage && e.to_string().contains(field), "{e}");
     }
 }
+
+/// `ids -> Gather(table) -> @ table^T`.
+fn tied() -> Graph {
+    let mut edit = Edit::new("tied", &[("", 17)]);
+    let ids = edit.add_input("ids", Type::Tensor { dtype: DType::I64, shape: Some(vec![Dim::symbol("n")]) });
+    let table: Vec<f32> = (0..300 * 32).map(|i| ((i * 73 % 1009) as f32 - 500.0) / 700.0).collect();
+    let table = edit.add_initializer("table", Tensor::from_vec(vec![300, 32], table).unwrap());
+    let rows = edit.add_op("Gather", &[table, ids], Attributes::new(), "rows");
+    let transposed = Attributes::new().with("transB", Attr::Int(1));
+    let logits = edit.add_op("Gemm", &[rows, table], transposed, "logits");
+    edit.add_output(logits);
+    edit.commit().unwrap()
+}
+
+#[test]
+fn a_table_that_is_the_head_as_well_is_stored_once() {
+    let graph = tied();
+    let ids = vec![("ids".to_string(), Tensor::from_vec(vec![3], vec![7i64, 299, 0]).unwrap())];
+    let outputs = |g: &Graph| {
+        crate::execute::Executor::new(g).unwrap().run(&ids).unwrap()[0].1.to_vec::<f32>().unwrap()
+    };
+    let wanted = outputs(&graph);
+    for (embeddings, bits, look_ups, most) in [("int8", 8, 1, 0.04), ("int4", 4, 1, 0.7), ("keep", 4, 0, 0.5)]
+    {
+        for symmetric in [false, true] {
+            let text =
+                format!("scheme = 'weight-int4'\nembeddings = '{embeddings}'\nsymmetric = {symmetric}");
+            let (quantized, report) = pass(&text).run(&graph, &mut ctx(None)).unwrap();
+            assert_eq!(report.applied.len(), 1 + look_ups, "{report:?}");
+            let of = |op: &str| quantized.nodes().iter().filter(|n| n.op_type == op).collect::<Vec<_>>();
+            assert_eq!(of("GatherBlockQuantized").len(), look_ups);
+            assert_eq!(of("MatMulNBits")[0].attributes.int("bits", 0).unwrap(), bits);
+            let far = outputs(&quantized).iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far < most, "{embeddings} {symmetric}: {far}");
+            // Levels, scales and zero points, and for `keep` the table.
+            let stored: u64 = quantized.initializers().map(|(_, t)| t.byte_len()).sum();
+            let one = 300 * 32 * bits as u64 / 8 + 300 * 5 + 100;
+            let table = if look_ups == 0 { 300 * 32 * 4 } else { 0 };
+            assert!(stored <= one + table, "{stored} {one} {table}");
+        }
+    }
+}

@@ -1,11 +1,12 @@
 //! Weights of products in blocks of 4 or 8 bits, to `MatMulNBits` of ONNX Runtime; data stay in float.
 //! Weights are taken one after the other, so that memory holds one of them beside what is done already. With
 //! GPTQ the second moments of what flows into products are gathered in as many passes as the cap asks for.
-//! Embeddings stay in float; a weight that an embedding and a product share is stored twice.
+//! Tables of embeddings become `GatherBlockQuantized`; one that is the output head as well is stored once, in
+//! the bits of a table.
 
 use super::blocks::{Blocks, Form, Rounding, Sensitivity};
 use super::products::{self, Product};
-use super::{Scheme, Settings, calibrate, weights};
+use super::{Embeddings, Scheme, Settings, calibrate, weights};
 use crate::error::{Error, Result};
 use crate::evaluate::samples::Positions;
 use crate::execute::{Executor, Overrides, Seen};
@@ -17,7 +18,7 @@ use crate::ops::{Attr, Attributes};
 use crate::passes::look::{Look, Moments};
 use crate::passes::optimize::drop_unused_constants;
 use crate::passes::{Ctx, PassReport};
-use crate::tensor::{Tensor, Value};
+use crate::tensor::{DType, Tensor, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 const DOMAIN: &str = "com.microsoft";
@@ -31,7 +32,20 @@ struct Chosen {
     data: ValueId,
     inputs: usize,
     outputs: usize,
+    form: Form,
 }
+
+/// A look-up that is quantised: rows of a table by index.
+struct Lookup {
+    node: NodeIndex,
+    table: ValueId,
+    index: ValueId,
+    rows: usize,
+    width: usize,
+}
+
+/// Fewest rows of a table that is worth it.
+const ROWS: usize = 256;
 
 impl Settings {
     /// The grid of weights of `weight-int4` and `weight-int8`.
@@ -40,12 +54,43 @@ impl Settings {
         Form { bits, block: self.block, symmetric: self.symmetric }
     }
 
+    /// The grid of tables of embeddings, if they are quantised.
+    fn table_form(&self) -> Option<Form> {
+        let bits = match self.embeddings {
+            Embeddings::Keep => return None,
+            Embeddings::Int8 => Bits::Eight,
+            Embeddings::Int4 => Bits::Four,
+        };
+        Some(Form { bits, ..self.form() })
+    }
+
     fn rule(&self) -> &'static str {
         if self.scheme == Scheme::WeightInt8 { "weight-int8" } else { "weight-int4" }
     }
 }
 
+fn lookups(graph: &Graph, settings: &Settings) -> Vec<Lookup> {
+    let lookup = |node: NodeIndex| -> Option<Lookup> {
+        let n = graph.node(node);
+        let input = |slot: usize| n.inputs.get(slot).copied().flatten();
+        let (table, index) = (input(0)?, input(1)?);
+        let tensor = graph.initializer(table).filter(|t| t.dtype() == DType::F32)?;
+        let &[rows, width] = tensor.shape() else { return None };
+        let fits = n.is("Gather")
+            && n.attributes.int("axis", 0).unwrap_or(0) == 0
+            && rows >= ROWS
+            && width.is_multiple_of(settings.block)
+            && !settings.excluded(graph, node);
+        fits.then_some(Lookup { node, table, index, rows, width })
+    };
+    match settings.table_form() {
+        Some(_) => (0..graph.nodes().len()).filter_map(lookup).collect(),
+        None => vec![],
+    }
+}
+
 fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport>) -> Vec<Chosen> {
+    let tables: BTreeSet<ValueId> = lookups(graph, settings).iter().map(|l| l.table).collect();
     let mut out = Vec::new();
     for node in 0..graph.nodes().len() {
         let mut skip = |why: &str| {
@@ -83,14 +128,18 @@ fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport
             skip("its bias is no constant vector");
             continue;
         }
-        out.push(Chosen { node, product, data: *data, inputs, outputs });
+        let shared = tables.contains(&product.weight) && product.transposed;
+        let form = settings.table_form().filter(|_| shared).unwrap_or(settings.form());
+        out.push(Chosen { node, product, data: *data, inputs, outputs, form });
     }
     out
 }
 
 /// Bytes of the weights that become integers.
 pub(super) fn covered(graph: &Graph, settings: &Settings) -> u64 {
-    let weights: BTreeSet<ValueId> = chosen(graph, settings, None).iter().map(|c| c.product.weight).collect();
+    let mut weights: BTreeSet<ValueId> =
+        chosen(graph, settings, None).iter().map(|c| c.product.weight).collect();
+    weights.extend(lookups(graph, settings).iter().map(|l| l.table));
     weights.iter().filter_map(|v| graph.initializer(*v)).map(|t| t.byte_len()).sum()
 }
 
@@ -106,7 +155,7 @@ pub(super) fn memory(graph: &Graph, settings: &Settings) -> u64 {
 
 /// Fails where nothing would be quantised.
 pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
-    if chosen(graph, settings, None).is_empty() {
+    if chosen(graph, settings, None).is_empty() && lookups(graph, settings).is_empty() {
         return Err(Error::unsupported(
             "NOTHING-TO-QUANTIZE",
             "no MatMul or Gemm with a constant f32 matrix is left to quantise",
@@ -143,7 +192,7 @@ pub(super) fn run(
                     known = Some((one.data, of));
                 }
                 let sensitivity = known.as_ref().and_then(|(_, s)| s.as_ref());
-                match stored(graph, &mut edit, one, settings, sensitivity)? {
+                match stored(graph, &mut edit, &one.matrix(), settings, sensitivity)? {
                     Ok(stored) => drop(done.insert(key, stored)),
                     Err(why) => {
                         ctx.monitor.log(Level::Warning, &format!("{}: {why}", graph.label(one.node)));
@@ -160,6 +209,28 @@ pub(super) fn run(
             }
             at += 1;
             ctx.monitor.progress(at as u64);
+        }
+    }
+    for lookup in lookups(graph, settings) {
+        ctx.monitor.check()?;
+        let Some(form) = settings.table_form() else { break };
+        let key = (lookup.table, true);
+        if !done.contains_key(&key) {
+            let shape = (lookup.width, lookup.rows);
+            let table = Matrix { node: lookup.node, weight: lookup.table, transposed: true, shape, form };
+            match stored(graph, &mut edit, &table, settings, None)? {
+                Ok(stored) => drop(done.insert(key, stored)),
+                Err(why) => {
+                    ctx.monitor.log(Level::Warning, &format!("{}: {why}", graph.label(lookup.node)));
+                    report.skip(settings.rule(), graph.label(lookup.node), why);
+                    continue;
+                }
+            }
+        }
+        if let Some(stored) = done.get(&key) {
+            look_up(graph, &mut edit, &lookup, form, stored)?;
+            report.apply(settings.rule(), graph.label(lookup.node), format!("a table, {}", stored.told));
+            used += 1;
         }
     }
     if used == 0 {
@@ -240,26 +311,45 @@ struct Stored {
     told: String,
 }
 
+/// A weight to be rounded.
+struct Matrix {
+    /// A node that reads it.
+    node: NodeIndex,
+    weight: ValueId,
+    /// It is `[outputs, inputs]`.
+    transposed: bool,
+    /// Inputs and outputs.
+    shape: (usize, usize),
+    form: Form,
+}
+
+impl Chosen {
+    fn matrix(&self) -> Matrix {
+        let Product { weight, transposed, .. } = self.product;
+        Matrix { node: self.node, weight, transposed, shape: (self.inputs, self.outputs), form: self.form }
+    }
+}
+
 fn stored(
     graph: &Graph,
     edit: &mut Edit,
-    one: &Chosen,
+    one: &Matrix,
     settings: &Settings,
     sensitivity: Option<&Sensitivity>,
 ) -> Result<std::result::Result<Stored, String>> {
-    let name = graph.value_name(one.product.weight);
+    let name = graph.value_name(one.weight);
     let tensor = graph
-        .initializer(one.product.weight)
+        .initializer(one.weight)
         .ok_or_else(|| Error::internal("QUANTIZE", "weight vanished").node(graph.label(one.node)))?;
     let bad = weights::not_finite(tensor)?;
     if bad > 0 {
         return Ok(Err(weights::refusal(name, bad, tensor.len())));
     }
-    let w = match one.product.transposed {
+    let w = match one.transposed {
         true => tensor.to_f32s()?,
         false => tensor.transposed(&[1, 0]).to_f32s()?,
     };
-    let (form, inputs) = (settings.form(), one.inputs);
+    let (form, (inputs, outputs)) = (one.form, one.shape);
     let blocks = match sensitivity {
         Some(s) => s.rounded(&w, form),
         None => Blocks::rounded(&w, inputs, form, settings.rounding),
@@ -279,7 +369,7 @@ fn stored(
         form.block,
         10.0 * (part.0 / part.1.max(f64::MIN_POSITIVE)).max(1e-30).log10()
     );
-    let (rows, per_row) = (one.outputs, inputs.div_ceil(form.block));
+    let (rows, per_row) = (outputs, inputs.div_ceil(form.block));
     let bytes = form.bits.bytes(form.block);
     let packed = Tensor::from_vec(vec![rows, per_row, bytes], blocks.packed(inputs, form))?;
     let zeros = match form.symmetric {
@@ -300,7 +390,7 @@ fn stored(
 }
 
 fn write(graph: &Graph, edit: &mut Edit, one: &Chosen, settings: &Settings, stored: &Stored) {
-    let (node, form) = (graph.node(one.node), settings.form());
+    let (node, form) = (graph.node(one.node), one.form);
     let mut inputs = vec![Some(one.data), Some(stored.weight), Some(stored.scales), stored.zeros];
     inputs.extend(one.product.bias.map(|bias| [None, Some(bias)]).into_iter().flatten());
     while inputs.last() == Some(&None) {
@@ -322,4 +412,33 @@ fn write(graph: &Graph, edit: &mut Edit, one: &Chosen, settings: &Settings, stor
             .in_domain(DOMAIN)
             .named(format!("{label}_MatMulNBits")),
     );
+}
+
+/// A look-up in a stored table, whose parts have the axes that a product wants: here they are `[rows, ..]`.
+fn look_up(graph: &Graph, edit: &mut Edit, one: &Lookup, form: Form, stored: &Stored) -> Result<()> {
+    let (label, outputs) = (graph.label(one.node), graph.node(one.node).outputs.clone());
+    let blocks = one.width / form.block;
+    edit.remove_node(one.node);
+    let mut by_row = |part: ValueId, what: &str, width: usize| -> Result<ValueId> {
+        let shape = Tensor::from_vec(vec![2], vec![one.rows as i64, width as i64])?;
+        let shape = edit.add_initializer(&format!("{label}_{what}_shape"), shape);
+        Ok(edit.add_op("Reshape", &[part, shape], Attributes::new(), &format!("{label}_{what}")))
+    };
+    let table = by_row(stored.weight, "table", form.bits.bytes(one.width))?;
+    let scales = by_row(stored.scales, "scales", blocks)?;
+    let zeros =
+        stored.zeros.map(|zeros| by_row(zeros, "zero_points", form.bits.bytes(blocks))).transpose()?;
+    let mut inputs = vec![Some(table), Some(one.index), Some(scales)];
+    inputs.extend(zeros.map(Some));
+    let numbers =
+        [("bits", form.bits.width()), ("block_size", form.block), ("gather_axis", 0), ("quantize_axis", 1)];
+    let attributes =
+        numbers.into_iter().fold(Attributes::new(), |a, (name, n)| a.with(name, Attr::Int(n as i64)));
+    edit.add_node(
+        Node::new("GatherBlockQuantized", inputs, outputs)
+            .with(attributes)
+            .in_domain(DOMAIN)
+            .named(format!("{label}_GatherBlockQuantized")),
+    );
+    Ok(())
 }

@@ -27,7 +27,7 @@ fn conv(layer: &Layer) -> bool {
     is_conv(layer) && !layer.cost.quantized
 }
 
-fn already(now: &Forecast) -> bool {
+pub(super) fn already(now: &Forecast) -> bool {
     now.layers.iter().any(|l| l.cost.quantized)
 }
 

@@ -9,6 +9,9 @@ use rayon::prelude::*;
 /// Rows that go through the columns together, so that a row of the factor is read once for all of them.
 const TILE: usize = 16;
 
+/// Outputs whose errors are told, about.
+const LOOKED_AT: usize = 512;
+
 /// What an error at each input of a product costs its outputs.
 pub(in super::super) struct Sensitivity {
     inputs: usize,
@@ -86,15 +89,18 @@ impl Sensitivity {
         out
     }
 
-    /// Mean squared error of the outputs where `w` becomes `rounded`, and their mean square.
+    /// Sum over outputs, some of them where there are many, of the mean squared error where `w` becomes
+    /// `rounded`, and of the mean square.
     pub(in super::super) fn error(&self, w: &[f32], rounded: &[f32]) -> (f64, f64) {
         let n = self.inputs;
         let quadratic = |row: &[f64]| -> f64 {
             let line = |(x, m): (&f64, &[f64])| x * m.iter().zip(row).map(|(m, y)| m * y).sum::<f64>();
             row.iter().zip(self.moments.chunks(n)).filter(|(x, _)| **x != 0.0).map(line).sum()
         };
+        let every = (w.len() / n / LOOKED_AT).max(1);
         w.par_chunks(n)
             .zip(rounded.par_chunks(n))
+            .step_by(every)
             .map(|(w, r)| {
                 let wide: Vec<f64> = w.iter().map(|x| f64::from(*x)).collect();
                 let error: Vec<f64> = w.iter().zip(r).map(|(x, y)| f64::from(*x) - f64::from(*y)).collect();

@@ -116,7 +116,7 @@ fn moving_averages_go_part_of_the_way() {
 #[test]
 fn many_values_have_wider_bins_under_the_cap() {
     assert_eq!(side(1), SIDE);
-    assert!(side(20_000) < SIDE && memory(20_000) <= CAP as u64);
+    assert!(side(20_000) < SIDE && held_bytes(20_000) <= CAP as u64);
     assert!(memory(1_000_000) > 0);
 }
 
