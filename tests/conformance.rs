@@ -208,8 +208,11 @@ fn document(passing: &BTreeMap<String, usize>, totals: (usize, usize)) -> String
         let attributes = ops::Attributes::new()
             .with("kernel_shape", ops::Attr::Ints(vec![1]))
             .with("to", ops::Attr::Int(1))
-            .with("direction", ops::Attr::Str(b"LEFT".to_vec()));
+            .with("direction", ops::Attr::Str(b"LEFT".to_vec()))
+            .with("block_size", ops::Attr::Int(16));
         let attributes = [
+            "K",
+            "N",
             "axis",
             "value_int",
             "num_groups",

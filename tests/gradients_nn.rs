@@ -458,6 +458,14 @@ fn products_with_weights_in_blocks_have_exact_gradients() {
             let inputs = [Some(x), bytes(&[3, 2, 2 * bits]), Some(scales), zeros, None, Some(bias)];
             check_slots("com.microsoft:MatMulNBits", 1, attributes.clone(), &inputs, &[0]);
         }
+        let attributes = [("bits", bits as i64), ("block_size", 16)]
+            .into_iter()
+            .fold(Attributes::new(), |a, (name, v)| a.with(name, Attr::Int(v)));
+        let ids = Value::load(&Tensor::from_vec(vec![3], vec![2i64, 0, 2]).unwrap()).unwrap();
+        for zeros in [bytes(&[3, (2 * bits).div_ceil(8)]), Some(random(&[3, 2], 4).into()), None] {
+            let inputs = [bytes(&[3, 4 * bits]), Some(ids.clone()), Some(random(&[3, 2], 3).into()), zeros];
+            check_slots("com.microsoft:GatherBlockQuantized", 1, attributes.clone(), &inputs, &[0]);
+        }
     }
 }
 

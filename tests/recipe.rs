@@ -220,6 +220,49 @@ fn flags_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
 }
 
 #[test]
+fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
+    let home = Home::new();
+    let cases: [(&str, &str); 4] = [
+        (
+            "--scheme dynamic-int8 --per-tensor --reduce-range --exclude conv1 conv2",
+            "scheme = 'dynamic-int8'\nper_channel = false\nreduce_range = true\nexclude = ['conv1', 'conv2']",
+        ),
+        (
+            "--scheme static-int8 --calibrator percentile --percentile 99.5 --samples 16 --activations s8 --symmetric",
+            "scheme = 'static-int8'\ncalibrator = 'percentile'\npercentile = 99.5\nsamples = 16\nactivations = 's8'\nsymmetric = true",
+        ),
+        (
+            "--scheme weight-int4 --block 64 --rounding gptq --embeddings keep --accuracy-level 4",
+            "scheme = 'weight-int4'\nblock = 64\nrounding = 'gptq'\nembeddings = 'keep'\naccuracy_level = 4",
+        ),
+        (
+            "--scheme weight-int8 --rounding hqq --block 16",
+            "scheme = 'weight-int8'\nrounding = 'hqq'\nblock = 16",
+        ),
+    ];
+    for (flags, wanted) in cases {
+        let head = [
+            "quantize",
+            "net.onnx",
+            "-o",
+            "a.onnx",
+            "--save-recipe",
+            "r.toml",
+            "--calibration",
+            "digits:train#0..48",
+        ];
+        home.ok(&head.into_iter().chain(flags.split(' ')).collect::<Vec<_>>());
+        let wanted: toml::Table = toml::from_str(wanted).unwrap();
+        assert_eq!(saved(&home, "r.toml").steps[0].settings, wanted, "{flags}");
+        home.ok(&["run", "r.toml", "-o", "b.onnx", "--quiet"]);
+        let (a, b) = (fs::read(home.at("a.onnx")).unwrap(), fs::read(home.at("b.onnx")).unwrap());
+        assert!(a == b, "{flags}: the artefacts differ");
+        assert!(a.len() < fs::read(home.at("net.onnx")).unwrap().len(), "{flags}");
+        fs::remove_file(home.at("a.onnx")).unwrap();
+    }
+}
+
+#[test]
 fn faulty_flags_are_named_before_a_job_is_made() {
     let home = Home::new();
     let cases: &[(&[&str], &[&str])] = &[

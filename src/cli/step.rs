@@ -70,7 +70,7 @@ pub(super) struct Quantize {
     /// Tables of embeddings of weight-int4 and weight-int8: keep, int8 or int4 [default: int8]
     #[arg(long, value_name = "TYPE")]
     embeddings: Option<String>,
-    /// How weights in blocks are rounded: rtn, hqq or gptq (needs --calibration) [default: rtn]
+    /// How weights in blocks are rounded: rtn, mse, hqq or gptq (needs --calibration) [default: rtn]
     #[arg(long, value_name = "NAME")]
     rounding: Option<String>,
     /// Least exact type that the runtime may compute in with weights in blocks, 4 for int8 [default: 0, its choice]
@@ -93,9 +93,13 @@ pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> 
 
 pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> {
     let mut step = Step::new("quantize").with("scheme", args.scheme.clone());
-    for (name, value) in
-        [("calibrator", args.calibrator), ("activations", args.activations), ("rounding", args.rounding)]
-    {
+    let names = [
+        ("calibrator", args.calibrator),
+        ("activations", args.activations),
+        ("rounding", args.rounding),
+        ("embeddings", args.embeddings),
+    ];
+    for (name, value) in names {
         if let Some(value) = value {
             step = step.with(name, value);
         }

@@ -292,6 +292,19 @@ impl BlockGather {
         }
         Ok(Arc::new(BlockGather { grid: Grid::parse(a, 128)? }))
     }
+
+    /// The rows that are looked up, their parts, and rows and columns of the table.
+    fn rows(&self, inputs: &[Option<&Value>]) -> Result<(Vec<usize>, Parts, usize, usize)> {
+        let table = super::input(inputs, 0)?.shape();
+        let &[n, bytes] = table else {
+            return Err(Error::unsupported("OP-SHAPE", "a table in blocks is a matrix").field("input[0]"));
+        };
+        let k = bytes * self.grid.bits.per_byte();
+        let at = super::input(inputs, 1)?.ints()?;
+        let rows = at.iter().map(|i| gather::wrapped(*i, n)).collect::<Result<Vec<_>>>()?;
+        let parts = self.grid.parts(inputs, [0, 2, 3], (n, k, k), &rows)?;
+        Ok((rows, parts, n, k))
+    }
 }
 
 impl Operator for BlockGather {
@@ -311,16 +324,33 @@ impl Operator for BlockGather {
 
     fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
         let shape = float::shapes(self, inputs)?.remove(0);
-        let table = super::input(inputs, 0)?.shape();
-        let (n, k) = (table[0], table[1] * self.grid.bits.per_byte());
-        let at = super::input(inputs, 1)?.ints()?;
-        let rows = at.iter().map(|i| gather::wrapped(*i, n)).collect::<Result<Vec<_>>>()?;
-        let parts = self.grid.parts(inputs, [0, 2, 3], (n, k, k), &rows)?;
+        let (_, parts, _, k) = self.rows(inputs)?;
         let dtype = super::input(inputs, 2)?.float()?.dtype();
         Ok(vec![self.grid.spelled(&parts, k, dtype)?.reshape(shape)?.into()])
     }
 
-    fn barrier(&self) -> Option<super::Barrier> {
-        Some(super::Barrier::Integers)
+    fn differentiable(&self) -> bool {
+        true
+    }
+
+    /// Towards scales, and zero points that are floats; levels are fixed.
+    fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
+        let mut out = vec![None; v.inputs.len()];
+        let Some(dy) = v.grads.first().cloned().flatten() else { return Ok(out) };
+        let needs = |slot: usize| v.needs.get(slot) == Some(&true);
+        let (rows, parts, n, k) = self.rows(v.inputs)?;
+        let dy = dy.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
+        let blocks = self.grid.blocks(k);
+        let mut sums = [vec![0f64; n * blocks], vec![0f64; n * blocks]];
+        for (i, (dy, q)) in dy.iter().zip(&parts.levels).enumerate() {
+            let (from, to) = (self.grid.at(i, k), rows[i / k] * blocks + i % k / self.grid.block);
+            sums[0][to] += dy * (f64::from(*q) - parts.zeros[from]);
+            sums[1][to] -= dy * parts.scales[from];
+        }
+        for (slot, sums) in [2, 3].into_iter().zip(sums).filter(|(slot, _)| needs(*slot)) {
+            let like = super::input(v.inputs, slot)?.float()?;
+            out[slot] = Some(float::tensor(sums, like.dims(), like.dtype())?);
+        }
+        Ok(out)
     }
 }

@@ -304,7 +304,7 @@ impl Run<'_> {
         if best >= first {
             monitor.log(
                 Level::Warning,
-                "training made the held-out loss no better: the weights stay as they were",
+                "training made the held-out loss no better: the weights stay as they were; a lower rate may help",
             );
         }
         self.trainer.best(graph)

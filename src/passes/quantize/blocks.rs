@@ -16,12 +16,14 @@ pub enum Rounding {
     /// To the nearest level of a grid over all elements of the block.
     #[default]
     Rtn,
+    /// To the nearest level of the grid with the least squared error.
+    Mse,
     /// To the nearest level of the grid with the least sum of errors to the power of 0.7, which lets few
     /// elements be wrong so that the others are right (the objective of HQQ, Badri and Shaji 2023, over
     /// whole zero points).
     Hqq,
-    /// One input after the other, what is wrong made up for by those that follow, so that the output of the
-    /// product is right on calibration data (GPTQ, arXiv 2210.17323).
+    /// On the grid of `mse`, one input after the other, what is wrong made up for by those that follow, so
+    /// that the output of the product is right on calibration data (GPTQ, arXiv 2210.17323).
     Gptq,
 }
 
@@ -77,11 +79,11 @@ impl Step {
         Step { scale, zero: (-min / scale).round_ties_even().clamp(0.0, most) as u8 }
     }
 
-    /// The grid with the least sum of errors to the power of 0.7 among narrower and wider ones.
-    fn least(block: &[f32], form: Form) -> Step {
+    /// The grid with the least sum of `cost` of errors among narrower and wider ones.
+    fn least(block: &[f32], form: Form, cost: impl Fn(f32) -> f32) -> Step {
         let whole = Step::over(block, form);
         let cost = |step: Step| -> f32 {
-            block.iter().map(|w| (w - step.value(step.level(*w, form.bits))).abs().powf(0.7)).sum()
+            block.iter().map(|w| cost(w - step.value(step.level(*w, form.bits)))).sum()
         };
         let mut best = (cost(whole), whole);
         for part in (0..14).map(|k| 1.05 - 0.03 * k as f32) {
@@ -125,8 +127,9 @@ impl Blocks {
                 let blocks = levels.chunks_mut(form.block).zip(w.chunks(form.block)).zip(grids);
                 for ((levels, w), (scale, zero)) in blocks {
                     let step = match rounding {
-                        Rounding::Hqq => Step::least(w, form),
-                        _ => Step::over(w, form),
+                        Rounding::Rtn => Step::over(w, form),
+                        Rounding::Hqq => Step::least(w, form, |e| e.abs().powf(0.7)),
+                        Rounding::Mse | Rounding::Gptq => Step::least(w, form, |e| e * e),
                     };
                     levels.iter_mut().zip(w).for_each(|(q, w)| *q = step.level(*w, form.bits));
                     (*scale, *zero) = (step.scale, step.zero);

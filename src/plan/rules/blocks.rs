@@ -54,7 +54,7 @@ impl Rule for Blocks {
             let time = layer.time;
             layer.time = Range::new(time.low * 0.8, time.mid, time.high * 1.3);
         }
-        forecast.steps.push(Step::new("quantize").with("scheme", "weight-int4").with("rounding", "hqq"));
+        forecast.steps.push(Step::new("quantize").with("scheme", "weight-int4").with("rounding", "mse"));
         forecast.seconds += 1.0 + bytes / 50e6;
         forecast.lose(0.0, 0.05);
         forecast.trust(Confidence::Medium);

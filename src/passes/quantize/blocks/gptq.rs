@@ -75,7 +75,7 @@ impl Sensitivity {
                     for (row, (w, step)) in w.chunks_mut(n).zip(&mut steps).enumerate() {
                         if i % form.block == 0 {
                             // The grid of a block is settled when the errors of all before are in it.
-                            *step = Step::least(&w[i..(i + form.block).min(n)], form);
+                            *step = Step::least(&w[i..(i + form.block).min(n)], form, |e| e * e);
                             let at = row * per_row + i / form.block;
                             (scales[at], zeros[at]) = (step.scale, step.zero);
                         }
