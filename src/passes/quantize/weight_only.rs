@@ -19,6 +19,7 @@ use crate::passes::look::{Look, Moments};
 use crate::passes::optimize::drop_unused_constants;
 use crate::passes::{Ctx, PassReport};
 use crate::tensor::{DType, Tensor, Value};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 const DOMAIN: &str = "com.microsoft";
@@ -175,6 +176,10 @@ pub(super) fn run(
     let mut edit = graph.edit();
     let mut done: BTreeMap<(ValueId, bool), Stored> = BTreeMap::new();
     let (mut used, mut at) = (0u64, 0);
+    let refused = |report: &mut PassReport, node: NodeIndex, why: String| {
+        ctx.monitor.log(Level::Warning, &format!("{}: {why}", graph.label(node)));
+        report.skip(settings.rule(), graph.label(node), why);
+    };
     while at < chosen.len() {
         let upto = at + fitting(&chosen[at..], settings);
         let moments = match settings.rounding {
@@ -185,53 +190,50 @@ pub(super) fn run(
         ctx.monitor.phase("quantize: weights", Some(chosen.len() as u64));
         for one in &chosen[at..upto] {
             ctx.monitor.check()?;
-            let key = (one.product.weight, one.product.transposed);
-            if !done.contains_key(&key) {
-                if known.as_ref().is_none_or(|(v, _)| *v != one.data) {
-                    let of = moments.get(&one.data).and_then(|m| Sensitivity::of(m, settings.damping));
-                    known = Some((one.data, of));
-                }
-                let sensitivity = known.as_ref().and_then(|(_, s)| s.as_ref());
-                match stored(graph, &mut edit, &one.matrix(), settings, sensitivity)? {
-                    Ok(stored) => drop(done.insert(key, stored)),
-                    Err(why) => {
-                        ctx.monitor.log(Level::Warning, &format!("{}: {why}", graph.label(one.node)));
-                        report.skip(settings.rule(), graph.label(one.node), why);
-                        at += 1;
-                        continue;
-                    }
-                }
-            }
-            if let Some(stored) = done.get(&key) {
-                write(graph, &mut edit, one, settings, stored);
-                report.apply(settings.rule(), graph.label(one.node), stored.told.clone());
-                used += 1;
-            }
             at += 1;
             ctx.monitor.progress(at as u64);
+            let stored = match done.entry((one.product.weight, one.product.transposed)) {
+                Entry::Occupied(stored) => stored.into_mut(),
+                Entry::Vacant(place) => {
+                    if known.as_ref().is_none_or(|(v, _)| *v != one.data) {
+                        let of = moments.get(&one.data).and_then(|m| Sensitivity::of(m, settings.damping));
+                        known = Some((one.data, of));
+                    }
+                    let sensitivity = known.as_ref().and_then(|(_, s)| s.as_ref());
+                    match stored(graph, &mut edit, &one.matrix(), settings, sensitivity)? {
+                        Ok(stored) => place.insert(stored),
+                        Err(why) => {
+                            refused(report, one.node, why);
+                            continue;
+                        }
+                    }
+                }
+            };
+            write(graph, &mut edit, one, settings, stored);
+            report.apply(settings.rule(), graph.label(one.node), stored.told.clone());
+            used += 1;
         }
     }
     for lookup in lookups(graph, settings) {
         ctx.monitor.check()?;
         let Some(form) = settings.table_form() else { break };
-        let key = (lookup.table, true);
-        if !done.contains_key(&key) {
-            let shape = (lookup.width, lookup.rows);
-            let table = Matrix { node: lookup.node, weight: lookup.table, transposed: true, shape, form };
-            match stored(graph, &mut edit, &table, settings, None)? {
-                Ok(stored) => drop(done.insert(key, stored)),
-                Err(why) => {
-                    ctx.monitor.log(Level::Warning, &format!("{}: {why}", graph.label(lookup.node)));
-                    report.skip(settings.rule(), graph.label(lookup.node), why);
-                    continue;
+        let stored = match done.entry((lookup.table, true)) {
+            Entry::Occupied(stored) => stored.into_mut(),
+            Entry::Vacant(place) => {
+                let shape = (lookup.width, lookup.rows);
+                let table = Matrix { node: lookup.node, weight: lookup.table, transposed: true, shape, form };
+                match stored(graph, &mut edit, &table, settings, None)? {
+                    Ok(stored) => place.insert(stored),
+                    Err(why) => {
+                        refused(report, lookup.node, why);
+                        continue;
+                    }
                 }
             }
-        }
-        if let Some(stored) = done.get(&key) {
-            look_up(graph, &mut edit, &lookup, form, stored)?;
-            report.apply(settings.rule(), graph.label(lookup.node), format!("a table, {}", stored.told));
-            used += 1;
-        }
+        };
+        look_up(graph, &mut edit, &lookup, form, stored)?;
+        report.apply(settings.rule(), graph.label(lookup.node), format!("a table, {}", stored.told));
+        used += 1;
     }
     if used == 0 {
         return Err(super::all_refused(report));
