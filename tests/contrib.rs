@@ -244,7 +244,7 @@ fn activations_are_the_runtimes() {
 #[test]
 fn products_with_weights_in_blocks_are_the_runtimes() {
     let bytes = |shape: &[usize], seed: usize| {
-        let values = (0..shape.iter().product()).map(|i: usize| ((i + seed) * 2_654_435_761 >> 7) as u8);
+        let values = (0..shape.iter().product()).map(|i: usize| (((i + seed) * 2_654_435_761) >> 7) as u8);
         Some(Tensor::from_vec(shape.to_vec(), values.collect::<Vec<u8>>()).unwrap())
     };
     // Inner sizes that fill their blocks and that do not.
@@ -269,7 +269,7 @@ fn products_with_weights_in_blocks_are_the_runtimes() {
 #[test]
 fn look_ups_in_blocks_are_the_runtimes() {
     let bytes = |shape: &[usize], seed: usize| {
-        let values = (0..shape.iter().product()).map(|i: usize| ((i + seed) * 2_654_435_761 >> 7) as u8);
+        let values = (0..shape.iter().product()).map(|i: usize| (((i + seed) * 2_654_435_761) >> 7) as u8);
         Some(Tensor::from_vec(shape.to_vec(), values.collect::<Vec<u8>>()).unwrap())
     };
     for (bits, k, block) in [(4usize, 64usize, 32usize), (8, 64, 16), (4, 96, 32)] {
