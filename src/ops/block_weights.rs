@@ -163,6 +163,15 @@ impl Grid {
     }
 }
 
+/// Puts the gradients of scales and zero points in place, where they are asked for.
+fn of_grid(v: &Vjp<'_>, sums: [Vec<f64>; 2], out: &mut [Option<Float>]) -> Result<()> {
+    for (slot, sums) in [2, 3].into_iter().zip(sums).filter(|(slot, _)| v.needs.get(*slot) == Some(&true)) {
+        let like = super::input(v.inputs, slot)?.float()?;
+        out[slot] = Some(float::tensor(sums, like.dims(), like.dtype())?);
+    }
+    Ok(())
+}
+
 /// Inputs: data `[.., k]`; weight `[n, blocks, bytes of a block]`, the first element in the lowest bits; scales
 /// `[n * blocks]`; optionally zero points, packed like the weight with each row of its own bytes, or of the
 /// data's type and one a block; an order of groups (not supported); a bias `[n]`. Output `[.., n]`.
@@ -256,10 +265,7 @@ impl Operator for BlockProduct {
                 sums[0][at] += dw * (f64::from(*q) - zeros[at]);
                 sums[1][at] -= dw * scales[at];
             }
-            for (slot, sums) in [2, 3].into_iter().zip(sums).filter(|(slot, _)| needs(*slot)) {
-                let like = super::input(v.inputs, slot)?.float()?;
-                out[slot] = Some(float::tensor(sums, like.dims(), like.dtype())?);
-            }
+            of_grid(v, sums, &mut out)?;
         }
         if needs(5) {
             out[5] = Some(dy.sum(0)?);
@@ -337,7 +343,6 @@ impl Operator for BlockGather {
     fn vjp(&self, v: &Vjp<'_>) -> Result<Vec<Option<Float>>> {
         let mut out = vec![None; v.inputs.len()];
         let Some(dy) = v.grads.first().cloned().flatten() else { return Ok(out) };
-        let needs = |slot: usize| v.needs.get(slot) == Some(&true);
         let (rows, parts, n, k) = self.rows(v.inputs)?;
         let dy = dy.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
         let blocks = self.grid.blocks(k);
@@ -347,10 +352,7 @@ impl Operator for BlockGather {
             sums[0][to] += dy * (f64::from(*q) - parts.zeros[from]);
             sums[1][to] -= dy * parts.scales[from];
         }
-        for (slot, sums) in [2, 3].into_iter().zip(sums).filter(|(slot, _)| needs(*slot)) {
-            let like = super::input(v.inputs, slot)?.float()?;
-            out[slot] = Some(float::tensor(sums, like.dims(), like.dtype())?);
-        }
+        of_grid(v, sums, &mut out)?;
         Ok(out)
     }
 }
