@@ -341,6 +341,8 @@ fn bad_recipes_end_with_the_right_code_and_name_the_fault() {
     let mut unlabelled = home.recipe("v", "net.onnx", &[dynamic_int8()]);
     unlabelled.measure = true;
     unlabelled.data.eval = Some(format!("csv:{}?label=none", home.at("five.csv").display()));
+    let mut judged_by_its_own = spec("digits:test#0..50");
+    judged_by_its_own.data.eval = Some("digits:test".into());
     let five = format!("csv:{}?label=last", home.at("five.csv").display());
     let cases: Vec<(Recipe, i32, &[&str])> = vec![
         (home.recipe("v", "missing.onnx", &[dynamic_int8()]), 3, &["missing.onnx"]),
@@ -351,6 +353,7 @@ fn bad_recipes_end_with_the_right_code_and_name_the_fault() {
         (spec("digits:nowhere"), 2, &["digits:nowhere", "data.calibration"]),
         (spec(&five), 2, &["data.calibration", "five.csv", "net.onnx"]),
         (unlabelled, 2, &["data.eval", "five.csv", "labels"]),
+        (judged_by_its_own, 3, &["data.calibration", "50 of 50 rows", "digits:test"]),
     ];
     for (recipe, code, said) in cases {
         let job = home.submit(&Request::Run { recipe });
