@@ -84,6 +84,8 @@ enum Step {
     Cast,
     /// The same elements under the shape of the result.
     Reshape,
+    /// Element `f` of an f32 tensor times `factors[f / inner % factors.len()]`.
+    Scale { inner: usize, factors: Arc<[f32]> },
 }
 
 /// A dense tensor in row-major order. Cloning shares the elements.
@@ -210,6 +212,7 @@ impl Tensor {
                     Step::Select { axis, indices } => select(&data, &source.shape, *axis, indices),
                     Step::Cast => return source.converted(self.dtype).map(Arc::new),
                     Step::Reshape => return Ok(data),
+                    Step::Scale { .. } => return Err(Error::internal("TENSOR-TYPE", "only f32 is scaled")),
                 }))
             }
         }
@@ -300,6 +303,15 @@ impl Tensor {
             return self.clone();
         }
         self.lazy(dtype, self.shape.clone(), Step::Cast)
+    }
+
+    /// Element `f` times `factors[f / inner % factors.len()]`, lazily: an axis, or several that follow each
+    /// other, with a factor an index. An `Internal` error for any type but f32 and for no factors.
+    pub fn scaled(&self, inner: usize, factors: Vec<f32>) -> Result<Tensor> {
+        if self.dtype != DType::F32 || inner == 0 || factors.is_empty() {
+            return Err(Error::internal("TENSOR-TYPE", format!("a tensor of {} is not scaled", self.dtype)));
+        }
+        Ok(self.lazy(self.dtype, self.shape.clone(), Step::Scale { inner, factors: factors.into() }))
     }
 
     /// The same elements under another shape of equal count.

@@ -5,6 +5,9 @@
 mod blocks;
 mod calibrate;
 mod dynamic;
+// Used by the rounding of weights and by repairs.
+#[allow(dead_code, unused_imports)]
+mod fold;
 mod products;
 mod qdq;
 mod ranges;

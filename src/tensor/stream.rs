@@ -35,6 +35,12 @@ enum Source {
         inner: usize,
         indices: Arc<[usize]>,
     },
+    /// Elements of f32 times a factor each, which `inner` neighbours share.
+    Scale {
+        source: Box<Stream>,
+        inner: usize,
+        factors: Arc<[f32]>,
+    },
     /// Axes permuted; the last `run` elements stay together. `dims` and `steps` tell of the axes before.
     Permute {
         source: Box<Stream>,
@@ -82,6 +88,9 @@ impl Tensor {
                         indices: indices.clone(),
                     },
                     Step::Transpose(perm) => permuted(source, tensor, perm)?,
+                    Step::Scale { inner, factors } => {
+                        Source::Scale { source: Box::new(source), inner: *inner, factors: factors.clone() }
+                    }
                 }
             }
         };
@@ -127,7 +136,7 @@ impl Stream {
                 let row = perm.last().map_or(1, |p| shape[*p]).max(1);
                 if row > MOST / TOGETHER { PIECE } else { (PIECE / row).max(TOGETHER) * row }
             }
-            Source::Cast(source) => source.piece(),
+            Source::Cast(source) | Source::Scale { source, .. } => source.piece(),
             _ => PIECE,
         }
     }
@@ -168,6 +177,23 @@ impl Stream {
             }
             Source::Select { source, size, inner, indices } => {
                 select(source, *size, *inner, indices, at, end, out)
+            }
+            Source::Scale { source, inner, factors } => {
+                let from = with_data!(&mut *out, v => v.len(), str => 0);
+                source.append(at, n, out)?;
+                let Data::F32(out) = out else {
+                    return Err(Error::internal("TENSOR-TYPE", "only f32 is scaled"));
+                };
+                let mut made = &mut out[from..];
+                let mut at = at;
+                while !made.is_empty() {
+                    let (run, rest) = made.split_at_mut((inner - at % inner).min(made.len()));
+                    let factor = factors[at / inner % factors.len()];
+                    run.iter_mut().for_each(|x| *x *= factor);
+                    at += run.len();
+                    made = rest;
+                }
+                Ok(())
             }
             Source::Permute { source, dims, steps, run } => {
                 let mut at = at;
@@ -369,6 +395,26 @@ mod tests {
                 .cast_to(DType::F32),
             Tensor::from_blocks(Encoding::Q8_0, shape, stored(dir, "q", &blocks)).unwrap(),
         ]
+    }
+
+    #[test]
+    fn factors_follow_their_elements_through_pieces_and_files() {
+        let dir = tempfile::tempdir().unwrap();
+        for source in sources(dir.path()).into_iter().filter(|t| t.dtype() == DType::F32) {
+            for (inner, count) in [(1, 160), (160, 4), (640, 6), (160, 24), (7, 3)] {
+                let factors: Vec<f32> = (0..count).map(|i| i as f32 - 1.5).collect();
+                let scaled = source.scaled(inner, factors.clone()).unwrap();
+                let (a, b) = (source.to_f32s().unwrap(), scaled.to_f32s().unwrap());
+                for (f, (a, b)) in a.iter().zip(&b).enumerate() {
+                    assert_eq!(a * factors[f / inner % count], *b);
+                }
+                let mut buffer = vec![];
+                let run = scaled.pieces().unwrap().get(333, 500, &mut buffer).unwrap().to_vec();
+                assert_eq!(run, b[333..833]);
+                assert_eq!(scaled.transposed(&[2, 0, 1]).to_f32s().unwrap()[5], b[5 * 160]);
+            }
+        }
+        assert!(Tensor::from_vec(vec![1], vec![1i64]).unwrap().scaled(1, vec![1.0]).is_err());
     }
 
     #[test]
