@@ -93,6 +93,15 @@ impl Executor {
         Ok(Executor { graph: graph.clone(), constants, fusions, plan, plain, bodies })
     }
 
+    /// The same, with other operators in the place of some nodes', which then run one by one. They must take
+    /// and give what those do.
+    pub fn replacing(mut self, operators: HashMap<NodeIndex, Arc<dyn Operator>>) -> Executor {
+        self.fusions.clear();
+        self.plain = Arc::new(Plan::new(&self.graph, []).replacing(operators));
+        self.plan = Arc::clone(&self.plain);
+        self
+    }
+
     /// The graph.
     pub fn graph(&self) -> &Graph {
         &self.graph

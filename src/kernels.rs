@@ -15,6 +15,7 @@ pub mod integer;
 pub mod movement;
 pub mod norm;
 pub mod packed;
+pub mod pairs;
 pub mod pointwise;
 pub mod pool;
 pub mod real;

@@ -34,6 +34,7 @@ mod reduce;
 mod resize;
 mod reshape;
 mod rotary;
+pub mod saturation;
 mod softmax;
 mod scatter;
 mod select;

@@ -40,6 +40,8 @@ pub struct Ctx<'a> {
     pub memo: Option<&'a dyn Memo>,
     /// Measures the latency of a graph on this machine, as a part of the step's input's.
     pub latency: Option<&'a Meter<'a>>,
+    /// The device that the result is for, where the recipe's goal names one: name and instruction set.
+    pub target: Option<(&'a str, &'a str)>,
 }
 
 /// A figure that is measured.
@@ -58,6 +60,7 @@ impl<'a> Ctx<'a> {
             keep: None,
             memo: None,
             latency: None,
+            target: None,
         }
     }
 }
@@ -141,6 +144,9 @@ pub struct PassReport {
     /// What became of each quantised activation, where the pass quantises some.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<quantize::TensorReport>,
+    /// What would saturate in each layer on the device that the result is for, where it can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub saturation: Vec<crate::analysis::SaturatedLayer>,
     /// Figures: `parameters_before`, `calibration_samples`, ...
     pub facts: BTreeMap<String, f64>,
 }

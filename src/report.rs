@@ -12,6 +12,7 @@ mod jsonl;
 mod markdown;
 mod measurements;
 mod proposals;
+mod saturation;
 mod summary;
 mod table;
 mod text;

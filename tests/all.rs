@@ -21,6 +21,7 @@ mod importance;
 #[path = "protobuf.rs"]
 mod protobuf;
 mod recovery;
+mod saturation;
 
 #[path = "tui.rs"]
 mod tui;

@@ -224,7 +224,7 @@ fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact
     let home = Home::new();
     let cases: [(&str, &str); 4] = [
         (
-            "--scheme dynamic-int8 --per-tensor --reduce-range --exclude conv1 conv2",
+            "--scheme dynamic-int8 --per-tensor --reduce-range --device host --exclude conv1 conv2",
             "scheme = 'dynamic-int8'\nper_channel = false\nreduce_range = true\nexclude = ['conv1', 'conv2']",
         ),
         (

@@ -1,6 +1,7 @@
 //! Inspection in a child process: a file that defeats its reader takes a child with it, not a face.
 
 use super::diff::{self, Diff};
+use super::saturation::{Saturation, saturation_of};
 use super::weights::distribution;
 use super::{Options, Summary, summarize_file};
 use crate::child::{self, Handler, Limits, Link};
@@ -18,6 +19,8 @@ const KIND: &str = "analysis.summarize";
 const WEIGHT: &str = "analysis.weight";
 /// Two models against each other.
 const DIFF: &str = "analysis.diff";
+/// Saturation of an int8 model.
+const SATURATION: &str = "analysis.saturation";
 /// Address space of the child beyond what the program maps at its start.
 const MEMORY: u64 = 4 << 30;
 
@@ -41,6 +44,15 @@ struct TwoModels {
     options: Options,
 }
 
+#[derive(Serialize, Deserialize)]
+struct Saturates {
+    path: Vec<u8>,
+    data: String,
+    isa: String,
+    rows: usize,
+    threads: usize,
+}
+
 fn path(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
@@ -57,6 +69,14 @@ pub fn handlers() -> Vec<Handler> {
         Handler::new(DIFF, |request: TwoModels, _: &Link| -> Result<Diff> {
             let (before, after) = (path(request.before), path(request.after));
             diff::diff(&before, &after, &request.options, true, &Silent)
+        }),
+        Handler::new(SATURATION, |request: Saturates, link: &Link| -> Result<Saturation> {
+            let Saturates { path: model, data, isa, rows, threads } = request;
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .map_err(|e| Error::internal("THREADS", format!("cannot start threads: {e}")))?;
+            pool.install(|| saturation_of(&path(model), &data, &isa, rows, link))
         }),
     ]
 }
@@ -98,4 +118,23 @@ pub fn diff_in_child(before: &Path, after: &Path, options: &Options, monitor: &d
     };
     let request = TwoModels { before: absolute(before)?, after: absolute(after)?, options: options.clone() };
     child::call_watched(DIFF, &request, &limits, monitor)
+}
+
+/// [`saturation_of`] in a child process; `threads` 0 takes as many as there are.
+///
+/// # Errors
+/// As [`saturation_of`]; `Died` where the child died.
+pub fn saturation_in_child(
+    model: &Path,
+    data: &str,
+    isa: &str,
+    rows: usize,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<Saturation> {
+    let limits = Limits { reply: 64 << 20, ..Limits::within(Duration::from_secs(24 * 3600)) };
+    let model = std::path::absolute(model).map_err(|e| Error::io("find the model", model, e))?;
+    let path = model.as_os_str().as_bytes().to_vec();
+    let request = Saturates { path, data: data.into(), isa: isa.into(), rows, threads };
+    child::call_watched(SATURATION, &request, &limits, monitor).map_err(|e| e.file(&model))
 }

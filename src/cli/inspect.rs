@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::progress::Progress;
 use crate::analysis::{self, Options, Summary};
+use crate::data::located;
 use crate::error::{Error, Result};
 use crate::evaluate::measure::{self, MeasureOptions};
 use crate::report::{Format, Section, Sections, differences, inspection};
@@ -28,7 +29,7 @@ impl Binding {
 /// Show what is in a model: layers, parameters, MACs, bytes, encodings, cache, tokenizer, coupling groups
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tinsmith inspect model.gguf\n  tinsmith inspect model.onnx --bind batch=8 --format csv > layers.csv\n  tinsmith inspect model.safetensors --tensors=attn --weights\n  tinsmith inspect model.onnx --groups --measure"
+    after_help = "Examples:\n  tinsmith inspect model.gguf\n  tinsmith inspect model.onnx --bind batch=8 --format csv > layers.csv\n  tinsmith inspect model.safetensors --tensors=attn --weights\n  tinsmith inspect model.onnx --groups --measure\n  tinsmith inspect int8.onnx --saturation digits:test#0..64"
 )]
 pub(super) struct Inspect {
     /// Model file, or directory of a checkpoint
@@ -53,6 +54,16 @@ pub(super) struct Inspect {
     /// Run the model with every node timed and tell what a unit of each group takes
     #[arg(long, requires = "groups")]
     measure: bool,
+    /// Run an int8 model on DATA as a processor computes it that holds sums of two 8-bit products in 16 bits,
+    /// and tell what saturates
+    #[arg(long, value_name = "DATA", conflicts_with_all = ["weights", "layers", "tensors", "metadata", "groups"])]
+    saturation: Option<String>,
+    /// Instruction set for --saturation, such as avx2 or avx512
+    #[arg(long, value_name = "ISA", default_value = "avx2", requires = "saturation")]
+    isa: String,
+    /// Most rows of the data for --saturation [default: 64; 0 takes all]
+    #[arg(long, value_name = "ROWS", requires = "saturation")]
+    samples: Option<usize>,
 }
 
 /// Show what changed between two models: nodes, shapes and weights, by name and by structure
@@ -76,6 +87,15 @@ pub(super) struct Diff {
 }
 
 pub(super) fn inspect(context: &Context, args: Inspect) -> anyhow::Result<()> {
+    if let Some(data) = &args.saturation {
+        let data = located(data, &context.paths)?;
+        let (threads, rows) = (context.threads()?.unwrap_or(0), args.samples.unwrap_or(64));
+        let progress = Progress::new(context);
+        let model = Path::new(&args.model);
+        let found = analysis::saturation_in_child(model, &data, &args.isa, rows, threads, &progress)?;
+        drop(progress);
+        return context.show(&found);
+    }
     let found = match args.measure {
         true => timed(context, &args)?,
         false => summary(&args.model, &args.binding, args.weights)?,

@@ -121,6 +121,7 @@ pub(super) const SCHEMAS: &[(&str, &str)] = &[
     ("measurements", include_str!("../../assets/schema/measurements.json")),
     ("proposals", include_str!("../../assets/schema/proposals.json")),
     ("recipe", include_str!("../../assets/schema/recipe.json")),
+    ("saturation", include_str!("../../assets/schema/saturation.json")),
     ("summary", include_str!("../../assets/schema/summary.json")),
 ];
 

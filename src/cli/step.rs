@@ -79,9 +79,12 @@ pub(super) struct Quantize {
     /// One scale per tensor instead of one per output channel
     #[arg(long)]
     per_tensor: bool,
-    /// 7-bit weights, for processors whose 8-bit sums saturate (AVX2 without VNNI)
-    #[arg(long)]
-    reduce_range: bool,
+    /// 7-bit weights, for processors whose 8-bit sums saturate (AVX2 without VNNI) [default: follows --device]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    reduce_range: Option<bool>,
+    /// Device that the model is for: host, or a profile (tinsmith device list)
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
     /// Nodes to leave in float, by name
     #[arg(long, value_name = "NODE", num_args = 1..)]
     exclude: Vec<String>,
@@ -119,17 +122,29 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
     if args.per_tensor {
         step = step.with("per_channel", false);
     }
-    if args.reduce_range {
-        step = step.with("reduce_range", true);
+    if let Some(reduce) = args.reduce_range {
+        step = step.with("reduce_range", reduce);
     }
     if !args.exclude.is_empty() {
         step = step.with("exclude", args.exclude);
     }
-    start(context, args.common, &args.scheme, step)
+    start_for(context, args.common, &args.scheme, step, args.device)
 }
 
 pub(super) fn start(context: &Context, common: Common, name: &str, step: Step) -> anyhow::Result<()> {
-    let recipe = recipe(context, &common, name, step)?;
+    start_for(context, common, name, step, None)
+}
+
+/// Starts a recipe of one step for a device.
+fn start_for(
+    context: &Context,
+    common: Common,
+    name: &str,
+    step: Step,
+    device: Option<String>,
+) -> anyhow::Result<()> {
+    let mut recipe = recipe(context, &common, name, step)?;
+    recipe.goal.device = device;
     if let Some(path) = &common.save_recipe {
         recipe.check()?;
         save::bytes(path, recipe.to_toml()?.as_bytes())?;

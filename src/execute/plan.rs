@@ -6,7 +6,7 @@ use super::backward::captured;
 use super::fuse::Fusion;
 use crate::graph::{Graph, NodeIndex, ValueId};
 use crate::ops::{Barrier, Keeps, Operator};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -134,6 +134,16 @@ impl Plan {
             }
         }
         Plan { steps, free_after, made, readers }
+    }
+
+    /// With other operators in the steps of some nodes.
+    pub(super) fn replacing(mut self, mut operators: HashMap<NodeIndex, Arc<dyn Operator>>) -> Plan {
+        for step in &mut self.steps {
+            if let Some(op) = operators.remove(&step.at()) {
+                step.op = Some(op);
+            }
+        }
+        self
     }
 
     /// Steps in order.

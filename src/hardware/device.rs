@@ -102,6 +102,14 @@ impl Device {
         Ok(devices)
     }
 
+    /// The instruction set of a device by name; nothing is measured.
+    pub fn isa_of(name: &str, paths: &Paths) -> Result<String> {
+        match name {
+            "host" => Ok(Machine::detect().isa().into()),
+            _ => Device::named(name, paths).map(|d| d.isa),
+        }
+    }
+
     /// The profile of a name; `host` measures this machine where it must.
     pub fn named(name: &str, paths: &Paths) -> Result<Device> {
         if name == "host" {

@@ -62,7 +62,7 @@ pub struct Machine {
 }
 
 /// The instruction-set tags, best first, each with the features that make it.
-const ISA: &[(&str, &[&str])] = &[
+pub(super) const ISA: &[(&str, &[&str])] = &[
     ("amx", &["amx_int8", "amx_tile"]),
     ("avx512_vnni", &["avx512f", "avx512_vnni"]),
     ("avx_vnni", &["avx_vnni"]),

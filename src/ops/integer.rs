@@ -1,6 +1,7 @@
 //! Products of quantised tensors: exact 32-bit accumulation, then requantisation where the operator
 //! has it.
 
+use super::saturation::Tally;
 use super::spatial::Spatial;
 use super::{
     Attributes, Barrier, Coupling, Cut, Dim, Fact, Operator, Port, Rewrite, Spec, broadcast, conv, float,
@@ -12,7 +13,7 @@ use crate::tensor::{DType, Data, Tensor, Value};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-const BYTES: &[DType] = &[DType::U8, DType::I8];
+pub(super) const BYTES: &[DType] = &[DType::U8, DType::I8];
 
 macro_rules! spec {
     ($name:literal, $from:literal, $parse:expr) => {
@@ -23,9 +24,9 @@ macro_rules! spec {
 /// Claims of this family.
 pub const SPECS: &[Spec] = &[
     spec!("ConvInteger", 10, |a, _| Ok(Arc::new(IntegerConv::parse(a, false)?))),
-    spec!("MatMulInteger", 10, |_, _| Ok(Arc::new(IntegerMatMul { requantise: false }))),
+    spec!("MatMulInteger", 10, |_, _| Ok(Arc::new(IntegerMatMul::new(false)))),
     spec!("QLinearConv", 10, |a, _| Ok(Arc::new(IntegerConv::parse(a, true)?))),
-    spec!("QLinearMatMul", 10, |_, _| Ok(Arc::new(IntegerMatMul { requantise: true }))),
+    spec!("QLinearMatMul", 10, |_, _| Ok(Arc::new(IntegerMatMul::new(true)))),
 ];
 
 /// The elements less their zero point; `zero(i)` gives that of element `i`.
@@ -49,8 +50,8 @@ fn zeros(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<i16>> {
     }
 }
 
-fn scales(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<f64>> {
-    let scales = super::input(inputs, slot)?.to_tensor()?.to_f64s()?;
+fn scales(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<f32>> {
+    let scales = super::input(inputs, slot)?.to_tensor()?.to_f32s()?;
     if scales.is_empty() {
         return Err(Error::invalid("OP-SCALE", "a scale is empty").field(format!("input[{slot}]")));
     }
@@ -70,17 +71,18 @@ fn at<T: Copy>(v: &[T], i: usize) -> T {
     if v.len() == 1 { v[0] } else { v[i] }
 }
 
-/// Accumulated sums to quantised bytes: `round(sum * factor) + zero`, saturated, half to even.
+/// Accumulated sums to quantised bytes: `round(sum * factor) + zero`, saturated, half to even, in f32 as
+/// runtimes compute it.
 fn requantise(
     sums: &[i32],
-    factor: impl Fn(usize) -> f64 + Sync,
+    factor: impl Fn(usize) -> f32 + Sync,
     zero: i16,
     dtype: DType,
     shape: Vec<usize>,
 ) -> Result<Value> {
     let (low, high) = if dtype == DType::U8 { (0.0, 255.0) } else { (-128.0, 127.0) };
     let go = |(i, s): (usize, &i32)| {
-        ((f64::from(*s) * factor(i)).round_ties_even() + f64::from(zero)).clamp(low, high)
+        ((*s as f32 * factor(i)).round_ties_even() + f32::from(zero)).clamp(low, high)
     };
     let data = match dtype {
         DType::U8 => Data::U8(sums.par_iter().enumerate().map(|p| go(p) as u8).collect()),
@@ -101,18 +103,24 @@ fn output_type(zero: &Fact, slot: usize) -> Result<DType> {
 
 /// MatMulInteger (a, b, a zero, b zero), QLinearMatMul (a, scale, zero, b, scale, zero, y scale, zero).
 #[derive(Debug)]
-struct IntegerMatMul {
-    requantise: bool,
+pub(super) struct IntegerMatMul {
+    pub(super) requantise: bool,
+    /// Where sums of two products saturate at 16 bits, what that does is noted here.
+    pub(super) tally: Option<Arc<Tally>>,
 }
 
 impl IntegerMatMul {
+    pub(super) fn new(requantise: bool) -> IntegerMatMul {
+        IntegerMatMul { requantise, tally: None }
+    }
+
     /// Inputs of b, a's zero point and b's zero point.
     fn slots(&self) -> (usize, usize, usize) {
         if self.requantise { (3, 2, 5) } else { (1, 2, 3) }
     }
 
     /// Sums of the product of one shape, in the order of the output.
-    fn sums(&self, inputs: &[Option<&Value>]) -> Result<Vec<i32>> {
+    pub(super) fn sums(&self, inputs: &[Option<&Value>]) -> Result<Vec<i32>> {
         let (slot, za, zb) = self.slots();
         let (a, b) = (super::input(inputs, 0)?.host()?, super::input(inputs, slot)?.host()?);
         let (za, zb) = (zeros(inputs, za)?, zeros(inputs, zb)?);
@@ -127,6 +135,10 @@ impl IntegerMatMul {
         let zero_b = |i: usize| {
             let (batch, column) = (i / (k * n).max(1), i % n);
             if zb.len() > n { zb.get(batch * n + column).copied().unwrap_or(0) } else { at(&zb, column) }
+        };
+        let raw = match &self.tally {
+            Some(tally) => tally.raw(a, b)?,
+            None => None,
         };
         let a = centred(a, |i| za[(i / k.max(1)) % za.len()])?;
         let b = centred(b, zero_b)?;
@@ -159,6 +171,22 @@ impl IntegerMatMul {
             for (c, (i, j)) in out.chunks_exact_mut(m * n).zip(places) {
                 integer::product(&a[i..i + m * k], &turned[j..j + k * n], k, c);
             }
+        }
+        if let (Some(tally), Some((a, b))) = (&self.tally, raw)
+            && m * n * k > 0
+        {
+            let places = match rb {
+                2 => vec![(0, 0)],
+                _ => offsets(&left, m * k).into_iter().zip(offsets(&right, k * n)).collect(),
+            };
+            let size = out.len() / places.len().max(1);
+            for (c, (i, j)) in out.chunks_exact_mut(size.max(1)).zip(places) {
+                let b = &b[j..j + k * n];
+                let turned: Vec<i8> = (0..k * n).map(|at| b[at % k * n + at / k]).collect();
+                tally.products(&a[i..i + size / n * k], &turned, k, c);
+            }
+        } else if let Some(tally) = &self.tally {
+            tally.note(&out, (out.len() * k) as u64, 0);
         }
         Ok(out)
     }
@@ -227,21 +255,23 @@ impl Operator for IntegerMatMul {
 
 /// ConvInteger (x, w, x zero, w zero), QLinearConv (x, scale, zero, w, scale, zero, y scale, zero, bias).
 #[derive(Debug)]
-struct IntegerConv {
-    spatial: Spatial,
-    group: usize,
-    requantise: bool,
+pub(super) struct IntegerConv {
+    pub(super) spatial: Spatial,
+    pub(super) group: usize,
+    pub(super) requantise: bool,
+    /// As of [`IntegerMatMul`].
+    pub(super) tally: Option<Arc<Tally>>,
 }
 
 impl IntegerConv {
-    fn parse(a: &Attributes, requantise: bool) -> Result<IntegerConv> {
-        Ok(IntegerConv { spatial: Spatial::parse(a)?, group: conv::group(a)?, requantise })
+    pub(super) fn parse(a: &Attributes, requantise: bool) -> Result<IntegerConv> {
+        Ok(IntegerConv { spatial: Spatial::parse(a)?, group: conv::group(a)?, requantise, tally: None })
     }
     /// Inputs of w, x's zero point and w's zero point.
     fn slots(&self) -> (usize, usize, usize) {
         if self.requantise { (3, 2, 5) } else { (1, 2, 3) }
     }
-    fn sums(&self, inputs: &[Option<&Value>], shape: &[usize]) -> Result<Vec<i32>> {
+    pub(super) fn sums(&self, inputs: &[Option<&Value>], shape: &[usize]) -> Result<Vec<i32>> {
         let (slot, zx, zw) = self.slots();
         let (x, w) = (super::input(inputs, 0)?.host()?, super::input(inputs, slot)?.host()?);
         let axes = self.spatial.resolve(&w.shape()[2..], &x.shape()[2..], &shape[2..])?;
@@ -250,6 +280,11 @@ impl IntegerConv {
         fits("the zero point of x", zx.len(), 1)?;
         fits("the zero point of w", zw.len(), shape[1])?;
         let (taps, area) = (kernel.taps(), kernel.area_out());
+        let zero = zx[0];
+        let held = match &self.tally {
+            Some(tally) => tally.filters(&kernel, x.dtype(), w)?,
+            None => None,
+        };
         let (x, w) = (centred(x, |_| zx[0])?, centred(w, |i| at(&zw, i / taps.max(1)))?);
         let mut out = vec![0i32; float::size(shape)?];
         let (xs, ys) = (kernel.inputs * kernel.area_in(), kernel.outputs * area);
@@ -271,6 +306,9 @@ impl IntegerConv {
                         row.iter().enumerate().for_each(|(j, v)| turned[j * taps + l] = *v);
                     }
                     integer::product(weights, turned, taps, sums);
+                    if let (Some(tally), Some(held)) = (&self.tally, &held) {
+                        tally.tile(&held[image % self.group], turned, taps, zero, sums);
+                    }
                     for (o, sums) in sums.chunks_exact(n).enumerate() {
                         out[o * area + from..][..n].copy_from_slice(sums);
                     }
@@ -389,7 +427,7 @@ mod tests {
         let (a, b) = (bytes(&[2, 1, 3, 4], 3), bytes(&[2, 4, 5], 4));
         let za: Value = Tensor::from_vec(vec![3], vec![1u8, 2, 3]).unwrap().into();
         let zb: Value = Tensor::from_vec(vec![5], vec![9u8, 8, 7, 6, 5]).unwrap().into();
-        let op = IntegerMatMul { requantise: false };
+        let op = IntegerMatMul::new(false);
         let y = op.eval(&[Some(&a), Some(&b), Some(&za), Some(&zb)]).unwrap().remove(0);
         assert_eq!(y.shape(), [2, 2, 3, 5]);
         let (va, vb, y) = (a.ints().unwrap(), b.ints().unwrap(), y.ints().unwrap());
@@ -406,7 +444,7 @@ mod tests {
     fn zero_points_that_fit_nothing_are_refused() {
         let (a, b) = (bytes(&[3, 4], 3), bytes(&[4, 5], 4));
         let bad: Value = Tensor::from_vec(vec![2], vec![1u8, 2]).unwrap().into();
-        let op = IntegerMatMul { requantise: false };
+        let op = IntegerMatMul::new(false);
         assert_eq!(op.eval(&[Some(&a), Some(&b), Some(&bad)]).unwrap_err().code(), "OP-SCALE");
         assert_eq!(op.eval(&[Some(&a), Some(&b), None, Some(&bad)]).unwrap_err().code(), "OP-SCALE");
     }

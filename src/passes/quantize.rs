@@ -20,8 +20,12 @@ pub use ranges::Activations;
 
 use super::optimize::lifted;
 use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
+use crate::analysis::SaturatedLayer;
+use crate::analysis::saturation::saturation;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, NodeIndex};
+use crate::hardware::{IntegerSet, Machine};
+use crate::monitor::Level;
 use crate::tensor::DType;
 use crate::units::Bytes;
 use ranges::Levels;
@@ -104,8 +108,10 @@ pub struct Settings {
     pub accuracy_level: i64,
     /// One scale per output channel of a weight instead of one per tensor.
     pub per_channel: bool,
-    /// Weights on 7 bits, so that AVX2's 16-bit sums of u8 x s8 products cannot saturate.
-    pub reduce_range: bool,
+    /// Weights on 7 bits, so that 16-bit sums of u8 x s8 products cannot saturate; where nothing is stated, it
+    /// follows the device of the recipe's goal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reduce_range: Option<bool>,
     /// Name patterns (substrings, `*` wild) of nodes that stay in float.
     pub exclude: Vec<String>,
     /// Most calibration samples (rows of the batch axis) to read; 0 reads all.
@@ -127,7 +133,7 @@ impl Default for Settings {
             damping: 0.01,
             accuracy_level: 0,
             per_channel: true,
-            reduce_range: false,
+            reduce_range: None,
             exclude: vec![],
             samples: 0,
         }
@@ -180,9 +186,41 @@ impl Settings {
     fn levels(&self) -> Levels {
         Levels::new(self.activations, self.symmetric)
     }
+    /// With what is left to the target settled, and noted in the report.
+    fn settled(&self, ctx: &Ctx<'_>, report: &mut PassReport) -> Settings {
+        let mut settled = self.clone();
+        let set = |isa: &str| IntegerSet::of(isa).filter(|s| s.seven_bits());
+        let target = ctx.target.and_then(|(name, isa)| Some((name, set(isa)?)));
+        if matches!(self.scheme, Scheme::WeightInt8 | Scheme::WeightInt4) {
+            return settled;
+        }
+        match (self.reduce_range, target) {
+            (None, Some((name, set))) => {
+                settled.reduce_range = Some(true);
+                let why = format!("weights on 7 bits: {} of this device is {}", set.name, set.u8s8);
+                ctx.monitor.log(Level::Info, &format!("{name}: {why}"));
+                report.apply("reduce-range", name, why);
+            }
+            (Some(false), Some((name, set))) => {
+                let why = format!("asked for 8 bits, though {} of this device is {}", set.name, set.u8s8);
+                report.skip("reduce-range", name, why);
+            }
+            (None, None) if ctx.target.is_none() && set(Machine::detect().isa()).is_some() => {
+                ctx.monitor.log(
+                    Level::Info,
+                    "16-bit sums of this machine can saturate with these weights of 8 bits: name the device to run \
+                     on (--device host), or ask for 7 bits (--reduce-range)",
+                );
+            }
+            _ => {}
+        }
+        let bits = if settled.reduce_range == Some(true) { 7.0 } else { 8.0 };
+        report.facts.insert("weight_bits".into(), bits);
+        settled
+    }
     /// Largest magnitude of a quantised weight.
     fn weight_limit(&self) -> f32 {
-        if self.reduce_range { 63.0 } else { 127.0 }
+        if self.reduce_range == Some(true) { 63.0 } else { 127.0 }
     }
 }
 
@@ -212,6 +250,43 @@ fn all_refused(report: &PassReport) -> Error {
     match report.skipped.iter().find(|s| s.reason.contains("not finite")) {
         Some(first) => error.node(&first.target).found(&first.reason),
         None => error,
+    }
+}
+
+/// Part of a layer's pairs that may saturate before a warning is given.
+const SATURATED: f64 = 1e-4;
+/// Rows of calibration data that saturation is looked for in.
+const LOOKED_AT: usize = 32;
+
+impl Quantize {
+    /// Runs the result as the target computes it, where that saturates and 8 bits were asked for, and reports
+    /// by layer.
+    fn saturation(&self, graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<()> {
+        let target = ctx.target.filter(|(_, isa)| IntegerSet::of(isa).is_some_and(|s| s.saturates));
+        let (Some((name, isa)), Some(data)) = (target, ctx.calibration) else { return Ok(()) };
+        let blocks = matches!(self.settings.scheme, Scheme::WeightInt8 | Scheme::WeightInt4);
+        if self.settings.reduce_range != Some(false) || blocks {
+            return Ok(());
+        }
+        let found = saturation(graph, &data.first(LOOKED_AT), isa, ctx.monitor)?;
+        let count = |of: fn(&SaturatedLayer) -> u64| found.layers.iter().map(of).sum::<u64>() as f64;
+        report.facts.insert("saturated_pairs".into(), count(|l| l.saturated_pairs));
+        report.facts.insert("held_pairs".into(), count(|l| l.pairs));
+        let cosine = found.outputs.iter().map(|o| o.cosine).fold(1.0, f64::min);
+        report.facts.insert("saturation_cosine".into(), cosine);
+        for layer in found.layers.iter().filter(|l| l.share > SATURATED) {
+            ctx.monitor.log(
+                Level::Warning,
+                &format!(
+                    "{}: {:.3} % of its sums of two products saturate on {name} ({isa}); leave reduce_range to the \
+                     target, or exclude the layer",
+                    layer.node,
+                    100.0 * layer.share
+                ),
+            );
+        }
+        report.saturation = found.layers;
+        Ok(())
     }
 }
 
@@ -275,13 +350,13 @@ impl Pass for Quantize {
         let graph = &lifted(graph)?;
         let mut report = PassReport::new("quantize");
         let before: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
-        let graph = match self.settings.scheme {
-            Scheme::DynamicInt8 => dynamic::run(graph, &self.settings, ctx, &mut report)?,
-            Scheme::StaticInt8 => qdq::run(graph, &self.settings, ctx, &mut report)?,
-            Scheme::WeightInt8 | Scheme::WeightInt4 => {
-                weight_only::run(graph, &self.settings, ctx, &mut report)?
-            }
+        let settings = &self.settings.settled(ctx, &mut report);
+        let graph = match settings.scheme {
+            Scheme::DynamicInt8 => dynamic::run(graph, settings, ctx, &mut report)?,
+            Scheme::StaticInt8 => qdq::run(graph, settings, ctx, &mut report)?,
+            Scheme::WeightInt8 | Scheme::WeightInt4 => weight_only::run(graph, settings, ctx, &mut report)?,
         };
+        self.saturation(&graph, ctx, &mut report)?;
         let after: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         report.facts.insert("weight_bytes_before".into(), before as f64);
         report.facts.insert("weight_bytes_after".into(), after as f64);

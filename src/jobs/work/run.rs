@@ -16,6 +16,7 @@ use crate::evaluate::samples::Samples;
 use crate::export;
 use crate::formats::{self, SaveOptions, Tokenizer};
 use crate::graph::Graph;
+use crate::hardware::Device;
 use crate::jobs::request::{Request, Sampling, Subject};
 use crate::monitor::{Level, Monitor};
 use crate::passes::lower::{Target, lower};
@@ -87,6 +88,10 @@ impl Work for Run {
             .build()
             .map_err(|e| Error::internal("THREADS", format!("cannot start threads: {e}")))?;
 
+        let target = match &recipe.goal.device {
+            Some(name) => Some((name.clone(), Device::isa_of(name, ctx.paths)?)),
+            None => None,
+        };
         let steps = recipe.unrolled()?;
         let original = source.graph.clone();
         let mut saved = ctx.done.map(|c| c.dir.clone());
@@ -117,6 +122,7 @@ impl Work for Run {
                 keep: Some(&inside),
                 memo: Some(&memo),
                 latency: Some(&latency),
+                target: target.as_ref().map(|(name, isa)| (name.as_str(), isa.as_str())),
             };
             let dir = pool.install(|| compute(ctx, index, step, &graph, &mut room));
             let dir = dir.map_err(|e| e.file(&model))?;

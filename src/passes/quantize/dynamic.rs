@@ -154,7 +154,7 @@ pub(super) fn run(
                 let pair = match quantized.get(&key) {
                     Some(pair) => pair.clone(),
                     None => {
-                        let pair = embedding_table(graph, &mut edit, table, settings)?;
+                        let pair = embedding_table(graph, &mut edit, table)?;
                         quantized.entry(key).or_insert(pair).clone()
                     }
                 };
@@ -269,11 +269,11 @@ fn embedding_table(
     graph: &Graph,
     edit: &mut Edit,
     table: ValueId,
-    settings: &Settings,
 ) -> Result<std::result::Result<Pair, String>> {
     let name = graph.value_name(table).to_string();
     let tensor = graph.initializer(table).ok_or_else(|| Error::internal("QUANTIZE", "table vanished"))?;
-    let q = match weights::symmetric(&name, tensor, Some(0), settings.weight_limit(), &[])? {
+    // Rows are looked up, not multiplied: nothing saturates.
+    let q = match weights::symmetric(&name, tensor, Some(0), 127.0, &[])? {
         Ok(q) => q,
         Err(why) => return Ok(Err(why)),
     };

@@ -2,6 +2,7 @@
 
 use super::isa::int8_speed;
 use super::{Facts, Forecast, Layer, Range, Rule, is_conv, percent};
+use crate::hardware::IntegerSet;
 use crate::plan::cost::Class;
 use crate::plan::proposal::Confidence;
 use crate::plan::recipe::Step;
@@ -66,7 +67,7 @@ impl Rule for Dynamic {
         forecast.seconds += 0.3 + facts.summary.file_bytes as f64 / 300e6;
         forecast.lose(0.0, 0.015);
         forecast.trust(Confidence::Medium);
-        saturation(facts, forecast, speed.saturates);
+        saturation(facts, forecast);
         if share < 0.6 {
             forecast.risks.push("quantising activations at run time costs a pass over each of them".into());
         }
@@ -112,7 +113,7 @@ impl Rule for Static {
         forecast.seconds += 0.5 + CALIBRATION * EXECUTOR * facts.base_ms / 1e3;
         forecast.lose(0.0, if depthwise > 0.1 { 0.04 } else { 0.015 });
         forecast.trust(Confidence::Medium);
-        saturation(facts, forecast, speed.saturates);
+        saturation(facts, forecast);
         if depthwise > 0.1 {
             forecast.risks.push(format!(
                 "{} of the time is depthwise convolution, which gains little and loses most in 8 bits",
@@ -122,11 +123,11 @@ impl Rule for Static {
     }
 }
 
-fn saturation(facts: &Facts<'_>, forecast: &mut Forecast, saturates: bool) {
-    if saturates {
+fn saturation(facts: &Facts<'_>, forecast: &mut Forecast) {
+    if IntegerSet::of(&facts.device.isa).is_some_and(|s| s.saturates) {
         forecast.risks.push(format!(
-            "{} adds pairs of 8-bit products in 16 bits, which can saturate; 7-bit weights avoid it and \
-             cost some accuracy",
+            "{} adds pairs of 8-bit products in 16 bits, which can saturate; weights get 7 bits for it, which \
+             costs some accuracy",
             facts.device.isa
         ));
     }
