@@ -4,7 +4,7 @@
 
 pub mod backward;
 pub mod checkpointing;
-mod fuse;
+pub(crate) mod fuse;
 pub mod loss;
 pub mod optimizer;
 pub mod plan;

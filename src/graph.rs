@@ -7,6 +7,7 @@ pub mod diff;
 pub mod edit;
 pub mod infer;
 pub mod states;
+mod part;
 mod upgrade;
 
 pub use edit::Edit;

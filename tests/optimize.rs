@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use tinsmith::formats;
 use tinsmith::graph::Graph;
 use tinsmith::monitor::Silent;
+use tinsmith::passes::lower::{Target, lower};
 use tinsmith::passes::{self, Ctx, PassReport};
 use tinsmith::runtime::{Optimization, Session, SessionOptions};
 use tinsmith::tensor::Tensor;
@@ -96,5 +97,84 @@ fn an_optimised_model_has_nothing_left_to_do_and_is_the_same_each_time() {
             formats::digest(&optimized(&graph).0).unwrap(),
             "{name}"
         );
+    }
+}
+
+fn pass(name: &str, settings: &str, graph: &Graph) -> (Graph, PassReport) {
+    passes::by_name(name, &settings.parse().unwrap()).unwrap().run(graph, &mut Ctx::new(&Silent)).unwrap()
+}
+
+fn count(graph: &Graph, operator: &str) -> usize {
+    graph.nodes().iter().filter(|n| n.operator_name() == operator).count()
+}
+
+/// MiniLM in operators of the default domain alone, and two rows of tokens, the second padded.
+fn encoder() -> (Graph, Vec<(String, Tensor)>) {
+    let graph = formats::load(&cache::fetched("minilm-l6").dir).unwrap().graph;
+    let (graph, _) = lower(&graph, Target::Standard).unwrap();
+    let given = |v: Vec<i64>| Tensor::from_vec(vec![2, 24], v).unwrap();
+    let feed = vec![
+        ("input_ids".to_string(), given((0..48).map(|i| 1000 + (i * 7919) % 20000).collect())),
+        ("attention_mask".to_string(), given((0..48).map(|i| i64::from(i < 40)).collect())),
+        ("token_type_ids".to_string(), given(vec![0; 48])),
+    ];
+    (graph, feed)
+}
+
+fn run(graph: &Graph, dir: &Path, name: &str, feed: &[(String, Tensor)]) -> Vec<(String, Vec<f32>)> {
+    let path = dir.join(name);
+    formats::save(graph, &path).unwrap();
+    outputs(&path, feed)
+}
+
+/// Largest difference of two sets of outputs, relative to the largest output.
+fn apart(a: &[(String, Vec<f32>)], b: &[(String, Vec<f32>)]) -> f32 {
+    let pairs = || a.iter().zip(b).flat_map(|((_, a), (_, b))| a.iter().zip(b));
+    let most = pairs().fold(0f32, |m, (a, _)| m.max(a.abs()));
+    assert!(most > 0.0 && a.len() == b.len());
+    pairs().fold(0f32, |m, (a, b)| m.max((a - b).abs())) / most
+}
+
+#[test]
+fn an_encoder_that_is_spelled_out_becomes_the_runtimes_operators() {
+    let dir = tempfile::tempdir().unwrap();
+    let (graph, feed) = encoder();
+    let (fused, report) = pass("optimize", "target = 'ort'", &graph);
+    let (attention, gelu) =
+        (count(&fused, "com.microsoft:MultiHeadAttention"), count(&fused, "com.microsoft:Gelu"));
+    assert_eq!((attention, gelu), (6, 6), "{:?}", report.skipped);
+    assert!(report.facts["trials"] >= 12.0);
+    assert!(report.applied.iter().all(|a| !a.detail.contains("untried")), "{:?}", report.applied);
+    let far = apart(&run(&graph, dir.path(), "a.onnx", &feed), &run(&fused, dir.path(), "b.onnx", &feed));
+    println!("{} nodes to {}, {far:e} of the largest output", graph.nodes().len(), fused.nodes().len());
+    assert!(far < 1e-5, "{far:e}");
+    // The default domain at operator set 17 has neither.
+    let (plain, report) = pass("optimize", "", &graph);
+    assert!(plain.nodes().iter().all(|n| n.domain.is_empty()));
+    let told = |rule: &str| report.skipped.iter().filter(|s| s.rule == rule).count();
+    assert_eq!((told("fuse-attention"), told("fuse-activations")), (6, 6));
+}
+
+#[test]
+fn weights_are_found_before_and_after_fusion() {
+    let dir = tempfile::tempdir().unwrap();
+    let (graph, feed) = encoder();
+    let (fused, _) = pass("optimize", "target = 'ort'", &graph);
+    let wanted = run(&graph, dir.path(), "float.onnx", &feed);
+    for (settings, operator) in [
+        ("scheme = 'dynamic-int8'", "MatMulInteger"),
+        ("scheme = 'weight-int8'", "com.microsoft:MatMulNBits"),
+    ] {
+        let (late, _) = pass("quantize", settings, &fused);
+        let (early, _) = pass("quantize", settings, &graph);
+        let (early, report) = pass("optimize", "target = 'ort'", &early);
+        assert_eq!((count(&late, operator), count(&early, operator)), (36, 36));
+        let attention = |g: &Graph| count(g, "com.microsoft:MultiHeadAttention");
+        assert_eq!((attention(&late), attention(&early)), (6, 6), "{:?}", report.skipped);
+        for (name, graph) in [("late", &late), ("early", &early)] {
+            let far = apart(&wanted, &run(graph, dir.path(), "q.onnx", &feed));
+            println!("{settings}, {name}: {far:e} of the largest output");
+            assert!(far < 0.15, "{settings}, {name}: {far:e}");
+        }
     }
 }

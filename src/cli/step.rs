@@ -31,8 +31,22 @@ pub(super) struct Common {
 
 /// Fold constants, remove what is dead, fuse batch norms: the same outputs from fewer nodes
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  tinsmith optimize model.onnx -o smaller.onnx")]
+#[command(
+    after_help = "Example:\n  tinsmith optimize model.onnx -o smaller.onnx\n  tinsmith optimize bert.onnx --target ort -o bert-ort.onnx"
+)]
 pub(super) struct Optimize {
+    /// Whose operators may be written: standard, or ort for ONNX Runtime's own too [default: standard]
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
+    /// Raise the operator set to 17 where a rule needs it; target ort does so unasked
+    #[arg(long)]
+    upgrade: bool,
+    /// Rules to apply alone, by name
+    #[arg(long, value_name = "RULE", num_args = 1..)]
+    rules: Vec<String>,
+    /// Rules to leave out, by name
+    #[arg(long, value_name = "RULE", num_args = 1..)]
+    skip: Vec<String>,
     #[command(flatten)]
     common: Common,
 }
@@ -91,7 +105,19 @@ pub(super) struct Quantize {
 }
 
 pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> {
-    start(context, args.common, "optimized", Step::new("optimize"))
+    let mut step = Step::new("optimize");
+    if let Some(target) = args.target {
+        step = step.with("target", target);
+    }
+    if args.upgrade {
+        step = step.with("upgrade", true);
+    }
+    for (name, rules) in [("rules", args.rules), ("skip", args.skip)] {
+        if !rules.is_empty() {
+            step = step.with(name, rules);
+        }
+    }
+    start(context, args.common, "optimized", step)
 }
 
 pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> {

@@ -47,7 +47,7 @@ impl Step {
             inputs: fusion.inputs.clone(),
             outputs: vec![Some(fusion.output)],
             op: Some(Arc::clone(&fusion.op)),
-            name: fusion.name.into(),
+            name: fusion.form.name().into(),
             covers: fusion.covers.clone(),
         }
     }

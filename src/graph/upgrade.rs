@@ -1,6 +1,6 @@
 //! Raises the default operator set of a graph by rewriting the operators whose form changed. Covers
-//! versions 7 to 13, where attributes became inputs and Softmax lost its flattening; from 13 on the
-//! operators at hand keep their form.
+//! versions 7 to 17: up to 13 attributes became inputs and Softmax lost its flattening; up to 17 nothing but
+//! the default of RoiAlign and the training outputs of BatchNormalization changed.
 
 use super::{Edit, Graph, Node, NodeIndex, Type, ValueId};
 use crate::error::{Error, Result};
@@ -15,16 +15,16 @@ impl Graph {
         if from >= to {
             return Ok(self.clone());
         }
-        if from < 7 || to > 13 {
+        if from < 7 || to > 17 {
             return Err(Error::unsupported("OPSET-UPGRADE", "this operator set cannot be raised")
                 .field("opset_import")
                 .found(from)
-                .limit("7 to 13")
+                .limit("7 to 17")
                 .hint("export the model with operator set 13 or later"));
         }
         let mut edit = self.edit();
         edit.set_opset("", to);
-        edit.header_mut().ir_version = self.header().ir_version.max(7);
+        edit.header_mut().ir_version = self.header().ir_version.max(if to > 14 { 8 } else { 7 });
         for i in 0..self.nodes().len() {
             if ops::canonical_domain(&self.node(i).domain).is_empty() {
                 raise(self, &mut edit, i, from, to)?;
@@ -49,6 +49,14 @@ fn raise(graph: &Graph, edit: &mut Edit, i: NodeIndex, from: i64, to: i64) -> Re
         }
     }
     match node.op_type.as_str() {
+        "BatchNormalization" if from < 14 && to >= 14 && node.outputs.iter().flatten().count() > 1 => {
+            return refuse("it has outputs for training");
+        }
+        "RoiAlign" if from < 16 && to >= 16 => {
+            let mode = Attr::Str(b"output_half_pixel".to_vec());
+            edit.node_mut(i).attributes.set("coordinate_transformation_mode", mode);
+        }
+        _ if from >= 13 => {}
         "Squeeze" | "Unsqueeze" | "ReduceSum" => ints_to_input(graph, edit, i, "axes", 1)?,
         "Split" => ints_to_input(graph, edit, i, "split", 1)?,
         "Softmax" | "LogSoftmax" | "Hardmax" => softmax(graph, edit, i, to)?,

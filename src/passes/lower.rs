@@ -7,7 +7,7 @@
 //! by how they are written (module `masks`); where a node does not fit, it is spelled out in plain operators.
 
 mod emit;
-mod masks;
+pub(in crate::passes) mod masks;
 mod ort;
 mod plain;
 mod simple;

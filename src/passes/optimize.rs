@@ -3,7 +3,11 @@
 //! products before them, duplicates merged, what nothing reads dropped. A graph enters and a smaller one
 //! leaves; its interface (names, order, types of inputs and outputs) and whatever its bodies capture stay.
 //!
-//! Each rule is a file here that sweeps over the graph once; sweeps repeat until none changes anything.
+//! Operators that are spelled out in primitives become themselves; with target `ort` also those that are ONNX
+//! Runtime's own.
+//!
+//! Each rule is a file here that sweeps over the graph once; sweeps repeat until none changes anything. A
+//! rewrite that computes anew is tried on random inputs (module `trial`) and does not stand where it differs.
 
 mod affine;
 mod batch_norm;
@@ -12,21 +16,31 @@ mod constants;
 mod dead;
 mod duplicates;
 mod fold;
+mod fused;
 mod gemm;
+mod heads;
 mod identities;
+mod inputs;
+mod movers;
 mod pairs;
 mod shapes;
 mod sweep;
+mod trial;
 
 pub(super) use dead::drop_unused_constants;
 
+use super::lower::Target;
 use super::{Ctx, Estimate, Pass, PassReport, Skipped};
 use crate::error::{Error, Result};
+use crate::execute::fuse::{self, Form};
 use crate::graph::{Facts, Graph};
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use sweep::{Analysis, Sweep};
+use sweep::{Analysis, Sweep, Terms};
+
+/// Domain of ONNX Runtime's own operators.
+const CONTRIB: &str = "com.microsoft";
 
 /// One rule.
 struct Rule {
@@ -43,10 +57,16 @@ const RULES: &[Rule] = &[
     Rule { name: "fold-shapes", sweep: shapes::sweep },
     Rule { name: "remove-identities", sweep: identities::sweep },
     Rule { name: "cancel-pairs", sweep: pairs::sweep },
+    Rule { name: "move-integers", sweep: movers::sweep },
     Rule { name: "merge-duplicates", sweep: duplicates::sweep },
+    Rule { name: "fuse-attention", sweep: fused::attention },
+    Rule { name: "fuse-norms", sweep: fused::norms },
+    Rule { name: "fuse-activations", sweep: fused::activations },
     Rule { name: "fuse-gemm", sweep: gemm::sweep },
     Rule { name: "fold-batch-norm", sweep: batch_norm::sweep },
     Rule { name: "fold-channels", sweep: channels::sweep },
+    Rule { name: "fold-inputs", sweep: inputs::sweep },
+    Rule { name: "fold-pads", sweep: inputs::sweep_pads },
     Rule { name: "drop-dead", sweep: dead::sweep },
 ];
 
@@ -64,11 +84,21 @@ pub struct Settings {
     pub skip: Vec<String>,
     /// Most bytes that a folded constant may have, unless it replaces constants of the same size.
     pub fold_limit: u64,
+    /// Whose operators may be written: `standard` (the default domain alone) or `ort` (ONNX Runtime's too).
+    pub target: Target,
+    /// Raise the operator set to 17 where a rule needs it. Target `ort` does so unasked.
+    pub upgrade: bool,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { rules: vec![], skip: vec![], fold_limit: 1 << 20 }
+        Settings {
+            rules: vec![],
+            skip: vec![],
+            fold_limit: 1 << 20,
+            target: Target::Standard,
+            upgrade: false,
+        }
     }
 }
 
@@ -105,7 +135,8 @@ pub(super) fn lifted(graph: &Graph) -> Result<Graph> {
         return Ok(graph.clone());
     }
     let analysis = Analysis::of(graph.clone());
-    let lifted = Sweep::run(&analysis, "lift-constants", 0, constants::sweep)?.graph;
+    let terms = Terms { fold_limit: 0, target: Target::Standard };
+    let lifted = Sweep::run(&analysis, "lift-constants", terms, constants::sweep)?.graph;
     Ok(lifted.unwrap_or_else(|| analysis.into_graph()))
 }
 
@@ -155,6 +186,34 @@ fn facts(graph: &Graph, problems: &mut Vec<Error>) -> Result<Facts> {
     })
 }
 
+/// The operator set that has every norm that is written.
+const NORMS: i64 = 17;
+
+impl Optimize {
+    /// The graph at an operator set that has LayerNormalization, where it spells some out and may be raised.
+    fn raised(&self, graph: &Graph, report: &mut PassReport) -> Result<Graph> {
+        let now = graph.opset("").unwrap_or(0);
+        let may = self.settings.upgrade || self.settings.target == Target::Ort;
+        if !may || !self.settings.wants("fuse-norms") || now >= NORMS {
+            return Ok(graph.clone());
+        }
+        let (fusions, _) = fuse::find_in(graph, &facts(graph, &mut vec![])?, &graph.uses());
+        if !fusions.iter().any(|f| matches!(f.form, Form::Norm { centred: true, .. })) {
+            return Ok(graph.clone());
+        }
+        match graph.upgrade(NORMS) {
+            Ok(raised) => {
+                report.apply("upgrade", "the model", format!("operator set {now} -> {NORMS}"));
+                Ok(raised)
+            }
+            Err(e) => {
+                report.skip("upgrade", e.node_name().unwrap_or("").to_string(), e.to_string());
+                Ok(graph.clone())
+            }
+        }
+    }
+}
+
 impl Pass for Optimize {
     fn name(&self) -> &'static str {
         "optimize"
@@ -200,10 +259,13 @@ impl Pass for Optimize {
         report.facts.insert("weight_bytes_before".into(), weight_bytes(graph) as f64);
         barriers(graph, &mut report);
 
+        let terms = Terms { fold_limit: self.settings.fold_limit, target: self.settings.target };
+        let graph = &self.raised(graph, &mut report)?;
         let rules: Vec<&Rule> = RULES.iter().filter(|r| self.settings.wants(r.name)).collect();
         let mut analysis = Analysis::of(graph.clone());
         let mut near: BTreeMap<usize, Vec<Skipped>> = BTreeMap::new();
         let mut rounds = 0;
+        let mut trials: Vec<f64> = vec![];
         loop {
             rounds += 1;
             ctx.monitor.phase(&format!("optimize: round {rounds}"), Some(rules.len() as u64));
@@ -211,8 +273,9 @@ impl Pass for Optimize {
             for (done, rule) in rules.iter().enumerate() {
                 ctx.monitor.check()?;
                 ctx.monitor.progress(done as u64);
-                let outcome = Sweep::run(&analysis, rule.name, self.settings.fold_limit, rule.sweep)?;
+                let outcome = Sweep::run(&analysis, rule.name, terms, rule.sweep)?;
                 near.insert(done, outcome.skipped);
+                trials.extend(outcome.trials);
                 if let Some(next) = outcome.graph {
                     report.applied.extend(outcome.applied);
                     analysis = Analysis::of(next);
@@ -230,6 +293,10 @@ impl Pass for Optimize {
         report.skipped.extend(near.into_values().flatten());
         let graph = analysis.into_graph();
         report.facts.insert("rounds".into(), rounds as f64);
+        if !trials.is_empty() {
+            report.facts.insert("trials".into(), trials.len() as f64);
+            report.facts.insert("largest_trial_difference".into(), trials.into_iter().fold(0.0, f64::max));
+        }
         report.facts.insert("nodes_after".into(), graph.nodes().len() as f64);
         report.facts.insert("weight_bytes_after".into(), weight_bytes(&graph) as f64);
         Ok((graph, report))

@@ -63,6 +63,14 @@ impl Recipe {
         if same(&self.data.train, &self.data.eval) {
             notes.push("training and evaluation use the same data: the measured quality is too good".into());
         }
+        let at = |pass: &str| self.steps.iter().position(|s| s.pass == pass);
+        if at("quantize").zip(at("optimize")).is_some_and(|(quantize, optimize)| quantize < optimize) {
+            notes.push(
+                "optimize stands behind quantize: put it in front, so that batch norms and constants are part \
+                 of the weights that are quantised"
+                    .into(),
+            );
+        }
         Ok(notes)
     }
 }

@@ -9,11 +9,9 @@
 //!
 //! Polynomials may be written out in any way. SwiGLU is its Swish and the product that follows.
 
-use super::Found;
 use super::sketch::Sketch;
+use super::{Form, Found};
 use crate::graph::{NodeIndex, ValueId};
-use crate::ops::{Operator, spelled};
-use std::sync::Arc;
 
 const CUBIC: f64 = 0.044715;
 
@@ -23,17 +21,15 @@ pub(super) fn find(s: &mut Sketch<'_>, i: NodeIndex) -> Option<Found> {
     let (factor, leaves) = s.product(output)?;
     let [a, b] = leaves[..] else { return None };
     [(a, b), (b, a)].into_iter().find_map(|(x, gate)| {
-        let (name, op) = s
+        let form = s
             .attempt(|s| gelu(s, x, gate, factor))
             .or_else(|| s.attempt(|s| swish(s, x, gate, factor)))
             .or_else(|| s.attempt(|s| hard_swish(s, x, gate, factor)))?;
-        Some(Found { name, op, inputs: vec![Some(x)], output })
+        Some(Found { form, inputs: vec![Some(x)], output })
     })
 }
 
-type Curve = (&'static str, Arc<dyn Operator>);
-
-fn gelu(s: &mut Sketch<'_>, x: ValueId, gate: ValueId, factor: f64) -> Option<Curve> {
+fn gelu(s: &mut Sketch<'_>, x: ValueId, gate: ValueId, factor: f64) -> Option<Form> {
     let (bent, slope, shift) = s.affine(gate)?;
     let node = s.take(bent, &["Erf", "Tanh"])?;
     let [c0, c1, c2, c3] = s.polynomial(node.inputs.first().copied().flatten()?, x)?;
@@ -42,33 +38,43 @@ fn gelu(s: &mut Sketch<'_>, x: ValueId, gate: ValueId, factor: f64) -> Option<Cu
         true => (std::f64::consts::FRAC_2_PI.sqrt(), std::f64::consts::FRAC_2_PI.sqrt() * CUBIC),
         false => (std::f64::consts::FRAC_1_SQRT_2, 0.0),
     };
-    let fits =
+    let off: Vec<(f64, f64)> =
         [(factor * slope, 0.5), (factor * shift, 0.5), (c0, 0.0), (c1, linear), (c2, 0.0), (c3, cubic)]
             .into_iter()
-            .all(|(found, wanted)| s.close_to(x, found, wanted));
-    fits.then(|| ("Gelu", spelled::gelu(tanh)))
+            .filter(|(found, wanted)| !s.close_to(x, *found, *wanted))
+            .collect();
+    match off[..] {
+        [] => Some(Form::Gelu { tanh }),
+        [(found, wanted)] => s.miss("Gelu", format!("a coefficient is {found}, not {wanted}")),
+        _ => None,
+    }
 }
 
-fn swish(s: &mut Sketch<'_>, x: ValueId, gate: ValueId, factor: f64) -> Option<Curve> {
+fn swish(s: &mut Sketch<'_>, x: ValueId, gate: ValueId, factor: f64) -> Option<Form> {
     let node = s.take(gate, &["Sigmoid"])?;
     let [c0, alpha, c2, c3] = s.polynomial(node.inputs.first().copied().flatten()?, x)?;
-    (factor == 1.0 && c0 == 0.0 && alpha != 0.0 && c2 == 0.0 && c3 == 0.0)
-        .then(|| ("Swish", spelled::swish(alpha)))
+    (factor == 1.0 && c0 == 0.0 && alpha != 0.0 && c2 == 0.0 && c3 == 0.0).then_some(Form::Swish { alpha })
 }
 
-fn hard_swish(s: &mut Sketch<'_>, x: ValueId, gate: ValueId, factor: f64) -> Option<Curve> {
+fn hard_swish(s: &mut Sketch<'_>, x: ValueId, gate: ValueId, factor: f64) -> Option<Form> {
     if let Some(node) = s.attempt(|s| s.take(gate, &["HardSigmoid"])) {
         let alpha = node.attributes.float("alpha", 0.2).ok()?;
         let beta = node.attributes.float("beta", 0.5).ok()?;
         let same = node.inputs.first().copied().flatten() == Some(x);
-        return (same && factor == 1.0).then(|| ("HardSwish", spelled::hard_gate(alpha.into(), beta.into())));
+        return (same && factor == 1.0).then(|| Form::HardGate { alpha: alpha.into(), beta: beta.into() });
     }
     let (argument, high) = clipped(s, gate)?;
     let [c0, c1, c2, c3] = s.polynomial(argument, x)?;
-    let fits = [(factor * high, 1.0), (factor * c1, 1.0 / 6.0), (factor * c0, 0.5), (c2, 0.0), (c3, 0.0)]
-        .into_iter()
-        .all(|(found, wanted)| s.close_to(x, found, wanted));
-    fits.then(|| ("HardSwish", spelled::hard_swish()))
+    let off: Vec<(f64, f64)> =
+        [(factor * high, 1.0), (factor * c1, 1.0 / 6.0), (factor * c0, 0.5), (c2, 0.0), (c3, 0.0)]
+            .into_iter()
+            .filter(|(found, wanted)| !s.close_to(x, *found, *wanted))
+            .collect();
+    match off[..] {
+        [] => Some(Form::HardSwish),
+        [(found, wanted)] => s.miss("HardSwish", format!("a coefficient is {found}, not {wanted}")),
+        _ => None,
+    }
 }
 
 /// A clipped line that ends at 0 and 1.
@@ -78,8 +84,8 @@ pub(super) fn find_ramp(s: &mut Sketch<'_>, i: NodeIndex) -> Option<Found> {
     let (argument, high) = clipped(s, bounded)?;
     let (x, slope, offset) = s.affine(argument)?;
     let fits = shift == 0.0 && slope != 0.0 && s.close_to(x, factor * high, 1.0);
-    let op = spelled::ramp(factor * slope, factor * offset);
-    fits.then(|| Found { name: "HardSigmoid", op, inputs: vec![Some(x)], output })
+    let form = Form::HardSigmoid { alpha: factor * slope, beta: factor * offset };
+    fits.then_some(Found { form, inputs: vec![Some(x)], output })
 }
 
 /// What `v` clips to at least 0, and the upper end.

@@ -12,11 +12,13 @@
 //! negative infinity or so low that it weighs nothing beside a score. Inputs are finite: what a mask rules
 //! out is not computed, so that numbers which are not finite there do not show.
 
-use super::Found;
 use super::sketch::Sketch;
+use super::{Form, Found};
 use crate::graph::{NodeIndex, ValueId};
-use crate::ops::spelled::{self, Masking};
+use crate::ops::spelled::Masking;
 use crate::ops::{Dim, axis};
+
+const NAME: &str = "Attention";
 
 /// Highest score that stands for a key which is ruled out.
 const RULED_OUT: f64 = -1e9;
@@ -25,23 +27,30 @@ pub(super) fn find(s: &mut Sketch<'_>, i: NodeIndex) -> Option<Found> {
     let (node, output) = s.is(i, &["MatMul"])?;
     s.cover(i);
     let [weights, v] = Sketch::pair(node)?;
-    s.reader(weights)?;
     let softmax = s.take(weights, &["Softmax"])?;
+    if s.reader(weights).is_none() {
+        return s
+            .miss(NAME, format!("its weights, {}, are a graph output or read elsewhere", s.called(weights)));
+    }
     let masked = softmax.inputs.first().copied().flatten()?;
     let rank = s.shape(masked)?.len();
     let default = if s.opset() >= 13 { -1 } else { 1 };
     let along = axis(softmax.attributes.int("axis", default).ok()?, rank).ok()?;
     if along + 1 != rank || !(2..=4).contains(&rank) {
-        return None;
+        return s.miss(NAME, format!("the softmax is over axis {along} of {rank}"));
     }
     let (scaled, mask, masking) = masks(s, masked)?;
     let (scores, mut scale, shift) = s.affine(scaled)?;
-    if shift != 0.0 {
-        return None;
-    }
     let [q, k] = Sketch::pair(s.take(scores, &["MatMul"])?)?;
+    if shift != 0.0 {
+        return s.miss(NAME, format!("{shift} is added to its scores"));
+    }
     if let Some(mask) = mask {
-        fits(s.shape(mask)?, s.shape(scores)?)?;
+        let known = s.shape(mask).zip(s.shape(scores));
+        if known.is_none_or(|(mask, scores)| fits(mask, scores).is_none()) {
+            return s
+                .miss(NAME, format!("its mask, {}, is not known to have the scores' shape", s.called(mask)));
+        }
     }
     let (q, factor) = s.scaled(q);
     scale *= factor;
@@ -69,9 +78,11 @@ pub(super) fn find(s: &mut Sketch<'_>, i: NodeIndex) -> Option<Found> {
         }
     };
     let k_shape: Vec<Dim> = keys.iter().map(|at| s.shape(k)?.get(*at).cloned()).collect::<Option<_>>()?;
-    lead(s.shape(q)?, &k_shape, s.shape(v)?)?;
-    let op = spelled::attention(scale, keys, masking);
-    Some(Found { name: "Attention", op, inputs: vec![Some(q), Some(k), Some(v), mask], output })
+    if lead(s.shape(q)?, &k_shape, s.shape(v)?).is_none() {
+        return s.miss(NAME, "queries, keys and values are not known to have the same heads");
+    }
+    let form = Form::Attention { scale, keys, masking };
+    Some(Found { form, inputs: vec![Some(q), Some(k), Some(v), mask], output })
 }
 
 /// The scores before the mask, the mask, and how it works.

@@ -11,10 +11,11 @@
 //! Where the centred value is used elsewhere, what is left is the root mean square of it. Scale and bias
 //! have at most the axes that are normalised. Of several subtractions of the mean, all count.
 
-use super::Found;
 use super::sketch::Sketch;
+use super::{Form, Found};
 use crate::graph::{NodeIndex, ValueId};
-use crate::ops::spelled;
+
+const NAME: &str = "LayerNormalization";
 
 pub(super) fn find(s: &mut Sketch<'_>, i: NodeIndex) -> Option<Found> {
     let (node, y) = s.is(i, &["Div", "Mul"])?;
@@ -34,7 +35,7 @@ pub(super) fn find(s: &mut Sketch<'_>, i: NodeIndex) -> Option<Found> {
         None => (b, s.number(a)?),
     };
     if epsilon.is_nan() || epsilon < 0.0 {
-        return None;
+        return s.miss(NAME, format!("its epsilon is {epsilon}"));
     }
     let (square, axis) = last_mean(s, mean)?;
     let squared = square_of(s, square)?;
@@ -52,9 +53,8 @@ pub(super) fn find(s: &mut Sketch<'_>, i: NodeIndex) -> Option<Found> {
     let x = centre.unwrap_or(d);
     let (output, scale, bias) = follow(s, x, y, axis);
     let axis = axis as i64 - s.shape(x)?.len() as i64;
-    let name = if centre.is_some() { "LayerNormalization" } else { "RMSNormalization" };
-    let op = spelled::norm(centre.is_some(), axis, epsilon);
-    Some(Found { name, op, inputs: vec![Some(x), scale, bias], output })
+    let form = Form::Norm { centred: centre.is_some(), axis, epsilon };
+    Some(Found { form, inputs: vec![Some(x), scale, bias], output })
 }
 
 /// What `v` is the square root of.
@@ -83,9 +83,7 @@ fn last_mean(s: &mut Sketch<'_>, v: ValueId) -> Option<(ValueId, usize)> {
     let node = s.take(v, &["ReduceMean"])?;
     let of = node.inputs.first().copied().flatten()?;
     let rank = s.shape(of)?.len();
-    if node.attributes.int("keepdims", 1).ok()? == 0 {
-        return None;
-    }
+    let kept = node.attributes.int("keepdims", 1).ok()? != 0;
     let axes = match node.inputs.get(1).copied().flatten() {
         Some(axes) => s.integers(axes)?,
         None => node.attributes.ints("axes").ok()??,
@@ -94,7 +92,11 @@ fn last_mean(s: &mut Sketch<'_>, v: ValueId) -> Option<(ValueId, usize)> {
         axes.into_iter().map(|a| crate::ops::axis(a, rank).ok()).collect::<Option<_>>()?;
     axes.sort_unstable();
     let from = *axes.first()?;
-    axes.iter().copied().eq(from..rank).then_some((of, from))
+    match (axes.iter().copied().eq(from..rank), kept) {
+        (true, true) => Some((of, from)),
+        (true, false) => s.miss(NAME, "the mean drops its axes"),
+        (false, _) => s.miss(NAME, format!("the mean is over axes {axes:?}, not over the last ones")),
+    }
 }
 
 /// What `v` is the square of.

@@ -3,7 +3,9 @@
 use super::{Found, Fusion};
 use crate::graph::{Facts, Graph, Node, NodeIndex, Uses, ValueId};
 use crate::ops::{Barrier, Dim, spelled};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
+use std::rc::Rc;
 
 /// Furthest that constants may be from what they stand for, relative: what is left of a number that was
 /// written as an f32 or f64, and computed with once.
@@ -22,7 +24,12 @@ pub(super) struct Sketch<'g> {
     fixed: BTreeSet<ValueId>,
     /// Highest rank of a constant number.
     rank: usize,
+    /// Operators that all but one condition spell out, and that condition.
+    notes: Notes,
 }
+
+/// Shared by the ways that are tried.
+type Notes = Rc<RefCell<Vec<(&'static str, String)>>>;
 
 impl<'g> Sketch<'g> {
     pub(super) fn new(
@@ -31,7 +38,24 @@ impl<'g> Sketch<'g> {
         facts: &'g Facts,
         outputs: &'g HashSet<ValueId>,
     ) -> Sketch<'g> {
-        Sketch { graph, uses, facts, outputs, nodes: BTreeSet::new(), fixed: BTreeSet::new(), rank: 0 }
+        let notes = Notes::default();
+        Sketch { graph, uses, facts, outputs, nodes: BTreeSet::new(), fixed: BTreeSet::new(), rank: 0, notes }
+    }
+
+    /// Notes the one condition that keeps an operator from being found; gives nothing.
+    pub(super) fn miss<T>(&self, name: &'static str, why: impl Into<String>) -> Option<T> {
+        self.notes.borrow_mut().push((name, why.into()));
+        None
+    }
+
+    /// Near misses so far and to come.
+    pub(super) fn notes(&self) -> Notes {
+        Rc::clone(&self.notes)
+    }
+
+    /// The name of a value, for a note.
+    pub(super) fn called(&self, v: ValueId) -> &'g str {
+        self.graph.value_name(v)
     }
 
     /// Tries a way to match; what it covered is forgotten where it fails.
@@ -256,10 +280,17 @@ impl<'g> Sketch<'g> {
     /// The fusion, where nothing else uses what lies between the covered nodes, and no constant number
     /// adds axes to the first input.
     pub(super) fn close(self, found: Found) -> Option<Fusion> {
-        let Found { name, op, inputs, output } = found;
+        let Found { form, inputs, output } = found;
+        let (name, op) = (form.name(), form.operator());
         let first = inputs.first().copied().flatten()?;
-        if !self.whole(first) || self.shape(first)?.len() < self.rank || self.nodes.len() < 2 {
+        if self.nodes.len() < 2 {
             return None;
+        }
+        if !self.whole(first) {
+            return self.miss(name, "its elements are rounded between the nodes (neither f32 nor f64)");
+        }
+        if self.shape(first)?.len() < self.rank {
+            return self.miss(name, "a constant adds axes");
         }
         let last = self.uses.producer(output)?.0;
         if self.nodes.last() != Some(&last) {
@@ -270,14 +301,17 @@ impl<'g> Sketch<'g> {
             if *v == output {
                 continue;
             }
+            if self.outputs.contains(v) {
+                return self.miss(name, format!("{} between its nodes is a graph output", self.called(*v)));
+            }
             if !self.within(*v) || inputs.contains(&Some(*v)) {
-                return None;
+                return self.miss(name, format!("{} between its nodes is read elsewhere", self.called(*v)));
             }
             inner.push(*v);
         }
         let covers: Vec<String> = self.nodes.iter().map(|i| self.graph.node(*i).operator_name()).collect();
         Some(Fusion {
-            name,
+            form,
             op,
             inputs,
             output,

@@ -5,6 +5,7 @@
 use crate::error::Result;
 use crate::execute::Executor;
 use crate::graph::{Edit, Graph, NodeIndex, Type, Uses, ValueId};
+use crate::ops::spelled::Masking;
 use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeSet, HashMap};
 
@@ -119,7 +120,7 @@ impl Part {
     }
 
     /// The value on one run's inputs: shape and elements.
-    fn run(&self, run: &Run) -> Result<(Vec<usize>, Vec<i64>)> {
+    fn run(&self, run: &Run) -> Result<(Vec<usize>, Vec<f64>)> {
         let batch = run.mask.len();
         let padding = Tensor::from_vec(vec![batch, run.total()], run.mask.concat())?;
         let dtype = match &self.graph.value(self.graph.inputs()[0]).ty {
@@ -144,11 +145,26 @@ impl Part {
             feed.push((name.clone(), zeros.cast_to(*dtype)));
         }
         let out = Executor::new(&self.graph)?.run(&feed)?.remove(0).1;
-        Ok((out.shape().to_vec(), out.to_i64s()?))
+        let elements = match out.dtype().is_float() {
+            true => out.to_f64s()?,
+            false => out.to_i64s()?.into_iter().map(|x| x as f64).collect(),
+        };
+        Ok((out.shape().to_vec(), elements))
     }
 
     /// Whether all runs give `[batch, 1, queries, keys]` as `reaches(run, row, query, key)` says.
     fn is(&self, runs: &[Run], one_query: bool, reaches: impl Fn(&Run, usize, usize, usize) -> bool) -> bool {
+        self.says(runs, one_query, &|x| x != 0.0, reaches)
+    }
+
+    /// As [`Part::is`], where `reads` tells of an element whether it lets a query reach a key.
+    fn says(
+        &self,
+        runs: &[Run],
+        one_query: bool,
+        reads: &dyn Fn(f64) -> bool,
+        reaches: impl Fn(&Run, usize, usize, usize) -> bool,
+    ) -> bool {
         runs.iter().all(|run| {
             let Ok((shape, found)) = self.run(run) else { return false };
             let queries = if one_query { 1 } else { run.new };
@@ -158,7 +174,7 @@ impl Part {
                     .flat_map(move |q| (0..total).map(move |k| (b, q, k)))
                     .map(|(b, q, k)| reaches(run, b, q, k) && run.mask[b][k] != 0)
             });
-            shape == [batch, 1, queries, total] && found.iter().map(|x| *x != 0).eq(wanted)
+            shape == [batch, 1, queries, total] && found.iter().map(|x| reads(*x)).eq(wanted)
         })
     }
 }
@@ -194,9 +210,42 @@ pub(super) fn kind(graph: &Graph, uses: &Uses, v: ValueId) -> Option<(Kind, Valu
             return Some((Kind::Window(w), part.padding));
         }
     }
-    // No past: the padding of an encoder.
-    let padded: Vec<Run> = runs().into_iter().map(|r| Run { new: r.total(), ..r }).collect();
-    part.is(&padded, true, |_, _, _, _| true).then_some((Kind::Padding, part.padding))
+    part.is(&padded(), true, |_, _, _, _| true).then_some((Kind::Padding, part.padding))
+}
+
+/// No past: the padding of an encoder.
+fn padded() -> Vec<Run> {
+    runs().into_iter().map(|r| Run { new: r.total(), ..r }).collect()
+}
+
+/// The padding input that a mask of `[batch, 1, one or all queries, keys]` is made from, where it lets every
+/// query reach every real token, and what a score becomes, or has added to it, where it does not.
+pub(in crate::passes) fn padding(
+    graph: &Graph,
+    uses: &Uses,
+    v: ValueId,
+    masking: Masking,
+) -> Option<(ValueId, f64)> {
+    let part = Part::of(graph, uses, v)?;
+    let runs = padded();
+    let (reads, fill): (Box<dyn Fn(f64) -> bool>, f64) = match masking {
+        Masking::None => return None,
+        Masking::Chosen { keeps, fill } => (Box::new(move |x| (x != 0.0) == keeps), fill),
+        Masking::Added => {
+            let mut fill = f64::NAN;
+            for run in &runs {
+                for x in part.run(run).ok()?.1.into_iter().filter(|x| *x != 0.0) {
+                    if x.is_nan() || x > 0.0 || fill.is_finite() && x != fill {
+                        return None;
+                    }
+                    fill = x;
+                }
+            }
+            (Box::new(|x| x == 0.0), fill)
+        }
+    };
+    let any = |one_query| part.says(&runs, one_query, &reads, |_, _, _, _| true);
+    (any(true) || any(false)).then_some((part.padding, fill))
 }
 
 /// Whether keys further back than `w` are out of reach, on a past that is long enough to tell.
@@ -238,7 +287,7 @@ pub(super) fn positions(graph: &Graph, uses: &Uses, v: ValueId) -> Option<ValueI
             && run.mask.iter().enumerate().all(|(b, mask)| {
                 (0..run.new).filter(|s| mask[run.past() + s] != 0).all(|s| {
                     let before: i64 = mask[..run.past() + s].iter().sum();
-                    found[b * run.new + s] == before
+                    found[b * run.new + s] == before as f64
                 })
             })
     });

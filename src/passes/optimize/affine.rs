@@ -148,6 +148,26 @@ pub(super) fn absorb(
     Ok(Ok(()))
 }
 
+/// Has it tried that a product gives what its `follower` gave, whose folding was noted last.
+pub(super) fn claim(sweep: &mut Sweep<'_>, follower: NodeIndex) {
+    let (graph, uses) = (sweep.graph, sweep.uses());
+    let node = graph.node(follower);
+    let made = |v: &ValueId| {
+        let before = graph.node(uses.producer(*v)?.0);
+        ["Conv", "ConvTranspose", "Gemm", "MatMul"].iter().any(|op| before.is(op)).then_some(before)
+    };
+    if let (Some(Some(y)), Some(before)) = (node.outputs.first(), node.inputs.iter().flatten().find_map(made))
+    {
+        sweep.claim(*y, before.inputs.iter().flatten().copied());
+    }
+}
+
+/// Why a trial refused that a product gives what its `follower` gave.
+pub(super) fn refused(sweep: &Sweep<'_>, follower: NodeIndex) -> Option<String> {
+    let y = sweep.graph.node(follower).outputs.first().copied().flatten()?;
+    sweep.refused(y).map(str::to_string)
+}
+
 /// Writes a new tensor for a constant: in its place where nothing else reads it, else beside it.
 fn place(sweep: &mut Sweep<'_>, v: ValueId, tensor: Tensor) -> ValueId {
     if sweep.only_reader(v).is_some() {

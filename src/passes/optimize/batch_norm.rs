@@ -15,8 +15,15 @@ pub(super) fn sweep(sweep: &mut Sweep<'_>) -> Result<()> {
             continue;
         }
         let label = sweep.graph.label(i);
+        if let Some(why) = affine::refused(sweep, i) {
+            sweep.skip(label, why);
+            continue;
+        }
         match fold(sweep, i)? {
-            Ok(Some(detail)) => sweep.apply(label, detail),
+            Ok(Some(detail)) => {
+                sweep.apply(label, detail);
+                affine::claim(sweep, i);
+            }
             Ok(None) => {}
             Err(why) => sweep.skip(label, why),
         }

@@ -114,10 +114,12 @@ fn fits(
         .filter(|(alone, _)| *alone)
         .map(|(_, t)| t.byte_len())
         .sum();
-    let limit = sweep.fold_limit.max(freed);
+    let limit = sweep.terms.fold_limit.max(freed);
     match bytes <= limit {
         true => Ok(()),
-        false => Err(format!("its result has {bytes} bytes, more than fold_limit ({})", sweep.fold_limit)),
+        false => {
+            Err(format!("its result has {bytes} bytes, more than fold_limit ({})", sweep.terms.fold_limit))
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `fuse-gemm`: a product of matrices and the constant row that is added to it become one Gemm.
 
+use super::affine;
 use super::sweep::Sweep;
 use crate::error::Result;
 use crate::graph::NodeIndex;
@@ -15,8 +16,15 @@ pub(super) fn sweep(sweep: &mut Sweep<'_>) -> Result<()> {
             continue;
         }
         let label = sweep.graph.label(i);
+        if let Some(why) = affine::refused(sweep, i) {
+            sweep.skip(label, why);
+            continue;
+        }
         match fuse(sweep, i)? {
-            Ok(Some(detail)) => sweep.apply(label, detail),
+            Ok(Some(detail)) => {
+                sweep.apply(label, detail);
+                affine::claim(sweep, i);
+            }
             Ok(None) => {}
             Err(why) => sweep.skip(label, why),
         }

@@ -140,7 +140,7 @@ fn casts(sweep: &Sweep<'_>, first: &Node, second: &Node, source: ValueId) -> Res
 }
 
 /// Whether two nodes of a pair have the same scale and zero point, by name or by bits.
-fn same_grid(sweep: &Sweep<'_>, a: &Node, b: &Node) -> bool {
+pub(super) fn same_grid(sweep: &Sweep<'_>, a: &Node, b: &Node) -> bool {
     (1..3).all(|slot| {
         let (x, y) = (a.inputs.get(slot).copied().flatten(), b.inputs.get(slot).copied().flatten());
         match (x, y) {
@@ -160,7 +160,7 @@ fn small(t: &Tensor) -> bool {
 }
 
 /// Whether quantising gives the type that was dequantised.
-fn same_type(sweep: &Sweep<'_>, source: ValueId, second: &Node) -> Result<bool> {
+pub(super) fn same_type(sweep: &Sweep<'_>, source: ValueId, second: &Node) -> Result<bool> {
     let Some(Some(y)) = second.outputs.first() else { return Ok(false) };
     Ok(match (sweep.fact(source)?, sweep.fact(*y)?) {
         (Some(a), Some(b)) => a.dtype == b.dtype,

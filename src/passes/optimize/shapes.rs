@@ -73,9 +73,12 @@ fn contents(sweep: &mut Sweep<'_>, i: NodeIndex, dequantized: &[bool]) -> Result
         sweep.skip(label, "a graph output must be the result of a node");
         return Ok(());
     }
-    if let Some((_, t)) = results.iter().find(|(_, t)| t.byte_len() > sweep.fold_limit) {
-        let reason =
-            format!("its result has {} bytes, more than fold_limit ({})", t.byte_len(), sweep.fold_limit);
+    if let Some((_, t)) = results.iter().find(|(_, t)| t.byte_len() > sweep.terms.fold_limit) {
+        let reason = format!(
+            "its result has {} bytes, more than fold_limit ({})",
+            t.byte_len(),
+            sweep.terms.fold_limit
+        );
         sweep.skip(label, reason);
         return Ok(());
     }

@@ -1,7 +1,9 @@
 //! One sweep of one rule: the graph as it is, with its uses and facts, and the edit in the making. Values
 //! are replaced through [`Sweep::replace`], which keeps graph outputs and captured values by name.
 
+use super::super::lower::Target;
 use super::super::{Applied, Skipped};
+use super::trial::{self, Claim, Verdict};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Facts, Graph, Node, NodeIndex, Uses, ValueId};
 use crate::ops::Fact;
@@ -60,6 +62,17 @@ pub(super) struct Outcome {
     pub graph: Option<Graph>,
     pub applied: Vec<Applied>,
     pub skipped: Vec<Skipped>,
+    /// Of the rewrites that were tried: the part of the largest element by which results differ.
+    pub trials: Vec<f64>,
+}
+
+/// What every sweep of a run goes by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// Most bytes of a folded constant.
+    pub fold_limit: u64,
+    /// Whose operators may be written.
+    pub target: Target,
 }
 
 /// A sweep under way. `graph`, uses and facts are those before the sweep.
@@ -68,8 +81,11 @@ pub(super) struct Sweep<'a> {
     analysis: &'a Analysis,
     /// The graph before the sweep.
     pub graph: &'a Graph,
-    /// Most bytes of a folded constant.
-    pub fold_limit: u64,
+    pub terms: Terms,
+    /// Values whose rewrite was tried and did not give the same.
+    refused: &'a HashMap<ValueId, String>,
+    /// What is to be tried, by entry of `applied`.
+    claims: Vec<(usize, Claim)>,
     edit: Option<Edit>,
     alias: HashMap<ValueId, ValueId>,
     touched: HashSet<NodeIndex>,
@@ -79,18 +95,38 @@ pub(super) struct Sweep<'a> {
 }
 
 impl<'a> Sweep<'a> {
-    /// Runs one rule over the graph.
+    /// Runs one rule over the graph. What it claims to be the same is tried; where it is not, the rule runs
+    /// again without that.
     pub(super) fn run(
         analysis: &'a Analysis,
         rule: &'static str,
-        fold_limit: u64,
+        terms: Terms,
         sweep: fn(&mut Sweep<'_>) -> Result<()>,
+    ) -> Result<Outcome> {
+        let mut refused = HashMap::new();
+        loop {
+            let before = refused.len();
+            let outcome = Sweep::once(analysis, rule, terms, sweep, &mut refused)?;
+            if refused.len() == before {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    fn once(
+        analysis: &Analysis,
+        rule: &'static str,
+        terms: Terms,
+        sweep: fn(&mut Sweep<'_>) -> Result<()>,
+        refused: &mut HashMap<ValueId, String>,
     ) -> Result<Outcome> {
         let mut state = Sweep {
             rule,
             analysis,
             graph: &analysis.graph,
-            fold_limit,
+            terms,
+            refused: &*refused,
+            claims: vec![],
             edit: None,
             alias: HashMap::new(),
             touched: HashSet::new(),
@@ -99,16 +135,39 @@ impl<'a> Sweep<'a> {
             skipped: vec![],
         };
         sweep(&mut state)?;
-        let Sweep { edit, alias, applied, skipped, .. } = state;
-        let changed = edit.is_some() || !alias.is_empty();
-        let graph = if changed {
-            let mut edit = edit.unwrap_or_else(|| analysis.graph.edit());
-            edit.redirect_all(|v| follow(&alias, v));
-            Some(edit.commit()?)
-        } else {
-            None
-        };
-        Ok(Outcome { graph, applied, skipped })
+        let Sweep { edit, alias, mut applied, skipped, claims, .. } = state;
+        let mut trials = vec![];
+        if edit.is_none() && alias.is_empty() {
+            return Ok(Outcome { graph: None, applied, skipped, trials });
+        }
+        let mut edit = edit.unwrap_or_else(|| analysis.graph.edit());
+        edit.redirect_all(|v| follow(&alias, v));
+        let graph = edit.commit()?;
+        if !claims.is_empty() {
+            let uses = graph.uses();
+            let before = (&analysis.graph, &analysis.inferred()?.0, analysis.uses());
+            for (at, claim) in claims {
+                match trial::compare(before, (&graph, &uses), &claim) {
+                    Verdict::Same(far) => trials.push(far),
+                    Verdict::Untried(why) => applied[at].detail += &format!(" (untried: {why})"),
+                    Verdict::Differs(why) => {
+                        refused.insert(claim.output, why);
+                    }
+                }
+            }
+        }
+        Ok(Outcome { graph: Some(graph), applied, skipped, trials })
+    }
+
+    /// Has the rewrite that was noted last tried: `output` must be what it was, made from the same values.
+    pub(super) fn claim(&mut self, output: ValueId, from: impl IntoIterator<Item = ValueId>) {
+        let claim = Claim { output, from: from.into_iter().collect() };
+        self.claims.push((self.applied.len().saturating_sub(1), claim));
+    }
+
+    /// Why a trial refused the rewrite that gives `output`.
+    pub(super) fn refused(&self, output: ValueId) -> Option<&'a str> {
+        self.refused.get(&output).map(String::as_str)
     }
 
     /// Producers and consumers before the sweep.

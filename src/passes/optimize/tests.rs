@@ -8,6 +8,10 @@ use crate::monitor::Silent;
 use crate::ops::{Attr, Attributes, Dim};
 use crate::tensor::{DType, Tensor};
 
+mod fused;
+
+const TERMS: Terms = Terms { fold_limit: 1 << 20, target: Target::Standard };
+
 /// A graph of operator set 17 in the making, with an input `x` of these sizes (0: symbolic).
 fn start(shape: &[usize]) -> (Edit, ValueId) {
     let mut edit = Edit::new("g", &[("", 17), ("my.domain", 1)]);
@@ -226,7 +230,7 @@ fn a_target_with_one_open_size_is_written_with_zeros_and_minus_one() {
         let mut graph = edit.commit().unwrap();
         graph.nodes[at].op = Some(std::sync::Arc::new(Told(dims)));
         let outcome =
-            sweep::Sweep::run(&sweep::Analysis::of(graph), "fold-shapes", 1 << 20, shapes::sweep).unwrap();
+            sweep::Sweep::run(&sweep::Analysis::of(graph), "fold-shapes", TERMS, shapes::sweep).unwrap();
         let target = outcome.graph.map(|g| {
             let reader = g.nodes().iter().find(|n| n.is(op)).unwrap();
             g.initializer(reader.inputs[1].unwrap()).unwrap().to_i64s().unwrap()
