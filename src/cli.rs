@@ -6,6 +6,7 @@ mod baseline;
 mod compare;
 mod context;
 mod demo;
+mod deploy;
 mod device;
 mod doctor;
 mod evaluate;
@@ -17,6 +18,7 @@ mod import;
 mod inspect;
 mod jobs;
 mod measure;
+mod prepare;
 mod progress;
 mod prune;
 mod recommend;
@@ -106,6 +108,7 @@ enum Command {
     Eval(evaluate::Args),
     Generate(generate::Args),
     Compare(compare::Args),
+    Deploy(deploy::Args),
     Jobs(jobs::Args),
     Baseline(baseline::Args),
     Device(device::Args),
@@ -194,6 +197,7 @@ fn execute(cli: Cli, workbench: OtherFace) -> anyhow::Result<()> {
         Some(Command::Eval(args)) => evaluate::run(&context, args),
         Some(Command::Generate(args)) => generate::run(&context, args),
         Some(Command::Compare(args)) => compare::run(&context, args),
+        Some(Command::Deploy(args)) => deploy::run(&context, args),
         Some(Command::Jobs(args)) => jobs::run(&context, args),
         Some(Command::Baseline(args)) => baseline::run(&context, args),
         Some(Command::Device(args)) => device::run(&context, args),

@@ -9,8 +9,10 @@ pub mod noise;
 pub mod objective;
 pub mod parity;
 pub mod samples;
+pub mod session;
 pub mod stats;
 pub mod tasks;
+pub mod tune;
 
 /// The kinds of work that a child process does for this room.
 pub fn handlers() -> Vec<crate::child::Handler> {

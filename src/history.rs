@@ -8,7 +8,7 @@ mod index;
 use crate::config::Paths;
 use crate::error::Result;
 use crate::evaluate::measurement::Measurement;
-use crate::jobs::{self, JobHandle, JobState};
+use crate::jobs::{self, JobHandle, JobId, JobState};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -165,6 +165,17 @@ impl History {
             })
             .map_err(fail)?;
         rows.collect::<rusqlite::Result<_>>().map_err(fail)
+    }
+
+    /// The jobs that made a file of this content and those that measured it, newest first.
+    pub fn jobs_about(&self, sha256: &str) -> Result<Vec<JobId>> {
+        let fail = |e| index::failed(&self.path, e);
+        let sql = "SELECT job FROM artifacts WHERE sha256 = ?1
+            UNION SELECT job FROM measurements WHERE model_sha256 = ?1 ORDER BY 1 DESC";
+        let mut statement = self.connection.prepare_cached(sql).map_err(fail)?;
+        let rows = statement.query_map([sha256], |r| r.get::<_, String>(0)).map_err(fail)?;
+        let ids = rows.collect::<rusqlite::Result<Vec<String>>>().map_err(fail)?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
     /// Everything that was ever measured of a model file, oldest first, raw samples included.

@@ -35,6 +35,7 @@ pub mod report;
 // 5 work
 pub mod jobs;
 pub mod history;
+pub mod deploy;
 // 6 faces
 pub mod cli;
 pub mod tui;

@@ -11,7 +11,9 @@ mod locate;
 mod native;
 mod probe;
 mod profile;
+pub mod provider;
 mod session;
+mod settings;
 
 pub use install::{VERSION, install};
 pub use locate::{Library, Origin, locate};
@@ -19,8 +21,9 @@ pub use native::{MINIMUM_MINOR, Runtime};
 pub use probe::{Probe, ensure, probe, probe_within};
 pub use profile::{OpTime, read_profile};
 pub use session::{Dim, Kept, Optimization, Port, Prepared, Session, SessionOptions};
+pub use settings::SessionSettings;
 
 /// The kinds of work that a child process does for this room.
 pub fn handlers() -> Vec<crate::child::Handler> {
-    vec![probe::handler()]
+    vec![probe::handler(), provider::handler()]
 }

@@ -53,6 +53,7 @@ mod text;
 
 #[path = "conformance.rs"]
 mod conformance;
+mod deploy;
 #[path = "measure.rs"]
 mod measure;
 #[path = "run.rs"]

@@ -255,6 +255,43 @@ fn the_doctor_reports_in_its_schema_and_names_the_next_step() {
     assert!(text(&out.stdout).contains("/nowhere.so"), "{}", text(&out.stdout));
 }
 
+/// The first table of the real library; `bench` on the shipped sample asks for what it has not.
+#[test]
+fn a_provider_that_is_missing_is_refused_and_the_file_beside_a_model_is_used() {
+    let home = Home::new();
+    let library = crate::cache::library();
+    let model = home.path("m.onnx");
+    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/digits-resnet.onnx"), &model).unwrap();
+    let run = |arguments: &[&str]| {
+        home.command(arguments).env("TINSMITH_ORT_DYLIB", &library.path).output().unwrap()
+    };
+    let bench = ["bench", "m.onnx", "--seconds", "0.2", "--rounds", "2"];
+    let doctor = text(&run(&["doctor"]).stdout);
+    assert!(doctor.contains("providers"), "{doctor}");
+    if doctor.contains("xnnpack: ") {
+        let out = run(&[&bench[..], &["--provider", "xnnpack"]].concat());
+        assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains("cpu"), "{}", text(&out.stderr));
+        let out = run(&[&bench[..], &["--provider", "auto"]].concat());
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains("provider xnnpack is not used: "), "{}", text(&out.stderr));
+    }
+    assert_eq!(run(&[&bench[..], &["--provider", "gpu"]].concat()).status.code(), Some(2));
+    let (sha256, _) = tinsmith::save::digest(&model).unwrap();
+    let beside = serde_json::json!({
+        "schema_version": 1, "model_sha256": sha256, "settings": {"threads": 2, "spinning": false},
+    });
+    fs::write(home.path("m.onnx.session.json"), beside.to_string()).unwrap();
+    let out = run(&[&bench[..], &["--format", "json"]].concat());
+    let document = validate(&home, "measurements", &text(&out.stdout));
+    let conditions = &document["measurements"][0]["conditions"];
+    assert_eq!(conditions["session"], serde_json::json!(["no spinning"]));
+    assert_eq!(conditions["threads"], 2);
+    assert!(text(&out.stderr).contains("m.onnx.session.json"), "{}", text(&out.stderr));
+    fs::write(home.path("m.onnx.session.json"), "{").unwrap();
+    assert_eq!(run(&bench).status.code(), Some(3));
+}
+
 #[test]
 fn keys_settings_and_known_names_are_listed() {
     let home = Home::new();

@@ -205,3 +205,16 @@ fn a_stop_ends_a_measurement() {
     assert_eq!(result.unwrap_err().kind(), Kind::Stopped);
     assert!(start.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn a_variant_is_measured_with_session_settings_of_its_own() {
+    use tinsmith::runtime::SessionSettings;
+    let path = cache::fetched("magika").file("model.onnx").unwrap();
+    let settings = SessionSettings { threads: 2, spinning: false, ..SessionSettings::default() };
+    let own = VariantSpec { session: Some(settings), ..VariantSpec::new("b", &path).exact() };
+    let rows = compare_variants(&[VariantSpec::new("a", &path), own], &options(), &Silent).unwrap();
+    assert_eq!((rows[0].conditions.threads, rows[1].conditions.threads), (1, 2));
+    assert_eq!(rows[0].conditions.session, Vec::<String>::new());
+    assert_eq!(rows[1].conditions.session, ["no spinning"]);
+    assert!(rows[1].failures.is_empty() && rows[1].latency_ms.is_some(), "{:?}", rows[1].failures);
+}

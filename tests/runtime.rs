@@ -238,3 +238,50 @@ fn wrong_inputs_and_broken_models_are_errors_that_name_them() {
         assert!(e.to_string().contains(path.file_name().unwrap().to_str().unwrap()), "{e}");
     }
 }
+
+/// The ordinary library has the CPU and says of the others, in its own words, why not.
+#[test]
+fn providers_are_tried_and_those_that_are_missing_say_why() {
+    use tinsmith::runtime::provider::{self, AUTO};
+    let probe = runtime::probe(&cache::library()).unwrap();
+    let offers = provider::offers(&probe.library, &probe.providers);
+    let offer = |name: &str| offers.iter().find(|o| o.name == name).unwrap();
+    assert!(offer("cpu").usable && offer("cpu").compiled && offer("cpu").reason.is_none());
+    for name in ["xnnpack", "dnnl", "openvino", "cuda", "coreml", "acl"] {
+        let offer = offer(name);
+        println!("{name}: {:?}", offer.reason);
+        assert_eq!(offer.compiled, probe.providers.contains(&offer.native));
+        assert!(offer.usable || offer.reason.as_ref().is_some_and(|r| r.len() > 8), "{offer:?}");
+    }
+    let choose = |name: &str| provider::choose(&probe.library, &probe.providers, name);
+    assert_eq!(choose("cpu").unwrap().notes, Vec::<String>::new());
+    if !offer("xnnpack").compiled {
+        let e = choose("xnnpack").unwrap_err();
+        assert_eq!(e.kind().exit_code(), 4, "{e}");
+        assert!(e.to_string().contains("not in this ONNX Runtime") && e.to_string().contains("cpu"), "{e}");
+    }
+    let chosen = choose(AUTO).unwrap();
+    assert!(offer(chosen.name).usable, "{chosen:?}");
+    let passed_over = offers.iter().take_while(|o| o.name != chosen.name).count();
+    assert_eq!(chosen.notes.len(), passed_over, "{chosen:?}");
+    assert_eq!(choose("gpu").unwrap_err().kind().exit_code(), 2);
+}
+
+#[test]
+fn settings_of_a_session_change_no_output() {
+    let path = cache::fetched("magika").file("model.onnx").unwrap();
+    let bytes: Vec<i32> = (0..2048).map(|i| i * 7 % 257).collect();
+    let input = vec![("bytes".to_string(), Tensor::from_vec(vec![1, 2048], bytes).unwrap())];
+    let run = |options: &SessionOptions| {
+        Session::load(&cache::runtime(), &path, options).unwrap().run(&input).unwrap()
+    };
+    let plain = run(&SessionOptions::default());
+    for options in [
+        SessionOptions { branches: 2, threads: 2, ..SessionOptions::default() },
+        SessionOptions { prepacking: false, arena: false, ..SessionOptions::default() },
+        SessionOptions { denormals_as_zero: true, memory_pattern: false, ..SessionOptions::default() },
+    ] {
+        let found = tinsmith::evaluate::parity::parity(&plain, &run(&options), 1e-5).unwrap();
+        assert!(found.max_rel < 1e-5 && found.elements > 0, "{options:?}: {found:?}");
+    }
+}

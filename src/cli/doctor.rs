@@ -48,6 +48,7 @@ pub(super) fn run(context: &Context, _: Args) -> anyhow::Result<()> {
     let checks = vec![
         processor(),
         runtime_check(context),
+        providers(context),
         home(context),
         space(context.paths.home()),
         client("python3", &["-m", "pip", "--version"], "needed by `setup` and most of `fetch`"),
@@ -97,15 +98,32 @@ fn runtime_check(context: &Context) -> Check {
         ),
         Err(e) => check(NAME, Status::Failed, e.to_string(), e.hint_text().or(Some(install))),
         Ok(Some(library)) => match runtime::probe(&library) {
-            Ok(p) => check(
-                NAME,
-                Status::Ok,
-                format!("{} at {}, providers {}", p.version, p.library.path.display(), p.providers.join(" ")),
-                None,
-            ),
+            Ok(p) => check(NAME, Status::Ok, format!("{} at {}", p.version, p.library.path.display()), None),
             Err(e) => check(NAME, Status::Failed, e.message(), e.hint_text().or(Some(install))),
         },
     }
+}
+
+/// What each execution provider is good for here: those that sessions can have, the others with reasons.
+fn providers(context: &Context) -> Check {
+    const NAME: &str = "providers";
+    let Ok(Some(library)) = runtime::locate(&context.paths) else {
+        return check(NAME, Status::Warning, "unknown without a runtime", None);
+    };
+    let Ok(probe) = runtime::probe(&library) else {
+        return check(NAME, Status::Warning, "unknown, the runtime does not work", None);
+    };
+    let offers = runtime::provider::offers(&library, &probe.providers);
+    let usable: Vec<&str> = offers.iter().filter(|o| o.usable).map(|o| o.name.as_str()).collect();
+    let told = |o: &runtime::provider::Offer| {
+        let built = if o.compiled { "built in, but " } else { "" };
+        format!("{}: {built}{}", o.name, o.reason.as_deref().unwrap_or("cannot be used"))
+    };
+    // Providers that are neither there nor for CPUs are no news.
+    let others: Vec<String> =
+        offers.iter().filter(|o| !o.usable && (o.compiled || o.for_cpu)).map(told).collect();
+    let found = format!("{}; not {}", usable.join(", "), others.join("; "));
+    check(NAME, Status::Ok, found, None)
 }
 
 fn home(context: &Context) -> Check {

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::measurement::Measurement;
 use crate::jobs::Request;
 use crate::jobs::request::{Sampling, Subject};
+use crate::runtime::provider;
 use std::path::Path;
 
 /// How long to measure.
@@ -19,6 +20,9 @@ pub(super) struct Effort {
     /// Rounds through all models [default: 10]
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
+    /// Execution provider of the runtime: cpu, xnnpack, dnnl, openvino, ... or auto [default: cpu]
+    #[arg(long, value_name = "NAME")]
+    provider: Option<String>,
 }
 
 impl Effort {
@@ -33,7 +37,15 @@ impl Effort {
         if let Some(rounds) = self.rounds.filter(|r| !(1..=10_000).contains(r)) {
             return fault("--rounds", rounds.to_string(), "1 to 10000");
         }
-        Ok(Sampling { seconds: self.seconds, rounds: self.rounds, ..Sampling::default() })
+        if let Some(provider) = &self.provider {
+            provider::check(provider)?;
+        }
+        Ok(Sampling {
+            seconds: self.seconds,
+            rounds: self.rounds,
+            provider: self.provider.clone(),
+            ..Sampling::default()
+        })
     }
 }
 

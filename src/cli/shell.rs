@@ -111,6 +111,8 @@ theme = \"auto\"
 /// The published schemas by name.
 pub(super) const SCHEMAS: &[(&str, &str)] = &[
     ("comparison", include_str!("../../assets/schema/comparison.json")),
+    ("card", include_str!("../../assets/schema/card.json")),
+    ("deploy", include_str!("../../assets/schema/deploy.json")),
     ("devices", include_str!("../../assets/schema/devices.json")),
     ("diff", include_str!("../../assets/schema/diff.json")),
     ("doctor", include_str!("../../assets/schema/doctor.json")),
@@ -122,6 +124,7 @@ pub(super) const SCHEMAS: &[(&str, &str)] = &[
     ("proposals", include_str!("../../assets/schema/proposals.json")),
     ("recipe", include_str!("../../assets/schema/recipe.json")),
     ("saturation", include_str!("../../assets/schema/saturation.json")),
+    ("session", include_str!("../../assets/schema/session.json")),
     ("summary", include_str!("../../assets/schema/summary.json")),
 ];
 

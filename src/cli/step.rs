@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use super::goal::DataArgs;
-use super::run;
+use super::{prepare, run};
 use crate::error::{Error, Result};
 use crate::plan::{Recipe, Step};
 use crate::save;
@@ -32,7 +32,7 @@ pub(super) struct Common {
 /// Fold constants, remove what is dead, fuse batch norms: the same outputs from fewer nodes
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  tinsmith optimize model.onnx -o smaller.onnx\n  tinsmith optimize bert.onnx --target ort -o bert-ort.onnx"
+    after_help = "Examples:\n  tinsmith optimize model.onnx -o smaller.onnx\n  tinsmith optimize bert.onnx --target ort -o bert-ort.onnx\n  tinsmith optimize model.onnx --serialize extended -o model.ort\n  tinsmith optimize model.onnx --tune"
 )]
 pub(super) struct Optimize {
     /// Whose operators may be written: standard, or ort for ONNX Runtime's own too [default: standard]
@@ -49,6 +49,8 @@ pub(super) struct Optimize {
     skip: Vec<String>,
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    session: prepare::Prepare,
 }
 
 /// Store weights, and compute where it pays, in 8-bit integers
@@ -105,6 +107,10 @@ pub(super) struct Quantize {
 }
 
 pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> {
+    if args.session.serializes() {
+        let Common { model, output, detach, data, .. } = args.common;
+        return args.session.serialize(context, &model, output.as_deref(), data.data, detach);
+    }
     let mut step = Step::new("optimize");
     if let Some(target) = args.target {
         step = step.with("target", target);
@@ -117,7 +123,20 @@ pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> 
             step = step.with(name, rules);
         }
     }
-    start(context, args.common, "optimized", step)
+    if !args.session.tune {
+        return start(context, args.common, "optimized", step);
+    }
+    // Without a place for another file, the model itself is what is tuned.
+    let detach = args.common.detach;
+    let model = match &args.common.output {
+        None => args.common.model.clone(),
+        Some(output) => {
+            let output = output.to_string_lossy().into_owned();
+            start(context, args.common, "optimized", step)?;
+            output
+        }
+    };
+    args.session.tune(context, &model, detach)
 }
 
 pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> {

@@ -61,6 +61,13 @@ pub fn compare(
             row.quality = quality;
             qualities.push((index, test));
         }
+        if m.conditions.session != base.conditions.session {
+            let told = |m: &Measurement| match m.conditions.session.is_empty() {
+                true => "the default session".to_string(),
+                false => m.conditions.session.join(", "),
+            };
+            notes.push(format!("{}: measured with {}, the baseline with {}", m.variant, told(m), told(base)));
+        }
         if !m.conditions.noise.is_empty() {
             notes.push(format!("{}: disturbed while measured: {}", m.variant, m.conditions.noise.join(", ")));
         }

@@ -6,9 +6,13 @@
 //! compute the same as the reference and does not, or that yields what is not a number, has no speed.
 
 mod profile;
+mod record;
+mod rewrite;
 mod subject;
 
 pub use profile::{Profile, profile};
+pub use record::{Recorded, RecordedPort, record};
+pub use rewrite::rewrite;
 pub(super) use subject::handler;
 
 use super::measurement::{Conditions, Measurement, SCHEMA_VERSION};
@@ -21,7 +25,7 @@ use crate::data::{DataSet, TextSet};
 use crate::error::{Error, Kind, Result};
 use crate::hardware::Machine;
 use crate::monitor::{Level, Monitor};
-use crate::runtime::{Library, Optimization, SessionOptions};
+use crate::runtime::{Library, Optimization, SessionOptions, SessionSettings, provider};
 use crate::save;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -56,12 +60,20 @@ pub struct VariantSpec {
     pub exact: bool,
     /// What analysis knows of it.
     pub facts: Facts,
+    /// Session settings of its own, in the place of those of the options.
+    pub session: Option<SessionSettings>,
 }
 
 impl VariantSpec {
     /// A variant that may differ from the reference.
     pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> VariantSpec {
-        VariantSpec { name: name.into(), path: path.into(), exact: false, facts: Facts::default() }
+        VariantSpec {
+            name: name.into(),
+            path: path.into(),
+            exact: false,
+            facts: Facts::default(),
+            session: None,
+        }
     }
     /// The same, meant to compute what the reference computes.
     pub fn exact(mut self) -> VariantSpec {
@@ -83,6 +95,8 @@ pub struct MeasureOptions {
     pub spinning: bool,
     /// Graph rewriting by the runtime.
     pub optimization: Optimization,
+    /// Execution provider of the runtime.
+    pub provider: String,
     /// Rounds through all variants.
     pub rounds: usize,
     /// Seconds of sampling for each variant over all rounds.
@@ -116,6 +130,7 @@ impl MeasureOptions {
             pin: true,
             spinning: true,
             optimization: Optimization::All,
+            provider: provider::CPU.into(),
             rounds: 10,
             seconds: 3.0,
             shapes: BTreeMap::new(),
@@ -126,6 +141,25 @@ impl MeasureOptions {
             seed: 7,
             memory: None,
             wall: Duration::from_secs(600),
+        }
+    }
+
+    /// The settings of a session of its own, or those that the options state.
+    fn settings(&self, own: Option<&SessionSettings>) -> SessionSettings {
+        own.cloned().unwrap_or_else(|| SessionSettings {
+            provider: self.provider.clone(),
+            threads: self.threads,
+            spinning: self.spinning,
+            optimization: self.optimization,
+            ..SessionSettings::default()
+        })
+    }
+
+    /// The CPUs that a session with `settings` is pinned to. Threads of branches run where they like.
+    fn cpus(&self, settings: &SessionSettings, machine: &Machine) -> Vec<usize> {
+        match self.pin && settings.branches <= 1 {
+            true => cpus_for(settings.threads, machine),
+            false => Vec::new(),
         }
     }
 }
@@ -193,8 +227,6 @@ pub fn compare_variants(
         }
     }
     let machine = Machine::detect();
-    let cpus = if options.pin { cpus_for(options.threads, &machine) } else { Vec::new() };
-    let conditions = conditions(options, &machine, &cpus);
     let work = tempfile::tempdir()
         .map_err(|e| Error::io("create a directory for outputs", std::env::temp_dir(), e))?;
     let rounds = options.rounds.max(1);
@@ -209,7 +241,7 @@ pub fn compare_variants(
     let mut subjects: Vec<Subject<'_>> = Vec::with_capacity(variants.len());
     for (index, spec) in variants.iter().enumerate() {
         monitor.check()?;
-        subjects.push(load(spec, index, options, &cpus, &conditions, work.path(), monitor)?);
+        subjects.push(load(spec, index, options, &machine, work.path(), monitor)?);
         step();
     }
     check_outputs(&mut subjects, options);
@@ -269,14 +301,15 @@ fn cpus_for(threads: usize, machine: &Machine) -> Vec<usize> {
     }
 }
 
-fn conditions(options: &MeasureOptions, machine: &Machine, cpus: &[usize]) -> Conditions {
+fn conditions(settings: &SessionSettings, machine: &Machine, cpus: &[usize]) -> Conditions {
     Conditions {
         host: machine.host.clone(),
         cpu: machine.cpu.clone(),
         isa: machine.isa().into(),
         runtime: String::new(),
-        threads: options.threads,
+        threads: settings.threads,
         affinity: cpus.to_vec(),
+        session: settings.differences(),
         inputs: Vec::new(),
         noise: Vec::new(),
     }
@@ -286,12 +319,13 @@ fn load<'a>(
     spec: &'a VariantSpec,
     index: usize,
     options: &MeasureOptions,
-    cpus: &[usize],
-    conditions: &Conditions,
+    machine: &Machine,
     work: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Subject<'a>> {
     let (sha256, bytes) = save::digest(&spec.path).unwrap_or_default();
+    let settings = options.settings(spec.session.as_ref());
+    let cpus = options.cpus(&settings, machine);
     let row = Measurement {
         schema_version: SCHEMA_VERSION,
         variant: spec.name.clone(),
@@ -308,7 +342,7 @@ fn load<'a>(
         energy_j: None,
         quality: None,
         output_error: None,
-        conditions: conditions.clone(),
+        conditions: conditions(&settings, machine, &cpus),
         failures: Vec::new(),
     };
     let mut subject = Subject {
@@ -331,13 +365,7 @@ fn load<'a>(
             return Ok(subject);
         }
     }
-    let session = SessionOptions {
-        optimization: options.optimization,
-        threads: options.threads,
-        cpus: cpus.to_vec(),
-        spinning: options.spinning,
-        ..SessionOptions::default()
-    };
+    let session = SessionOptions { cpus, ..settings.options() };
     let question = Question::Load {
         model: Bound::of(&spec.path, session, options),
         eval: options.eval.clone().filter(|spec| !TextSet::is_text(spec)),

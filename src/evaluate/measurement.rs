@@ -66,6 +66,9 @@ pub struct Conditions {
     pub threads: usize,
     /// CPUs that the process was pinned to; empty when it was not.
     pub affinity: Vec<usize>,
+    /// Session settings that differ from the default, such as `no spinning`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub session: Vec<String>,
     /// Input shapes, `name:f32[1,8,8]`.
     pub inputs: Vec<String>,
     /// What disturbed the run: `steal 2.1 %`, `throttled 3x`, `load 1.8`. Empty when clean.
@@ -121,6 +124,7 @@ impl Measurement {
             && self.model_sha256 == other.model_sha256
             && self.conditions.threads == other.conditions.threads
             && self.conditions.runtime == other.conditions.runtime
+            && self.conditions.session == other.conditions.session
             && self.conditions.inputs == other.conditions.inputs
     }
 }

@@ -3,6 +3,7 @@
 use super::store::{JobId, SCHEMA_VERSION, read_json};
 use crate::error::{Error, Result};
 use crate::plan::{Recipe, Step};
+use crate::runtime::Optimization;
 use crate::save;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,6 +37,33 @@ pub enum Request {
         /// Jobs whose end, whatever it is, must come first: they make the models.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         after: Vec<JobId>,
+    },
+    /// Choose session settings for a model by measuring, and write them beside it.
+    Tune {
+        /// The model.
+        model: Subject,
+        /// Thread counts to try; empty for all that the machine and the device allow.
+        #[serde(default)]
+        threads: Vec<usize>,
+        /// Device whose limits hold; this machine where none is named.
+        #[serde(default)]
+        device: Option<String>,
+        /// How long, and on what input.
+        #[serde(default)]
+        sampling: Sampling,
+    },
+    /// Write a model as ONNX Runtime rewrites it.
+    Serialize {
+        /// The model; its name is that of the result.
+        model: Subject,
+        /// How far it is rewritten.
+        level: Optimization,
+        /// In `.ort` format instead of ONNX.
+        #[serde(default)]
+        ort: bool,
+        /// Data to hold the result against the model on; random inputs where none are named.
+        #[serde(default)]
+        data: Option<String>,
     },
 }
 
@@ -71,6 +99,9 @@ pub struct Sampling {
     /// Sizes of open dimensions of the inputs, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub bind: BTreeMap<String, i64>,
+    /// Execution provider, or `auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
 }
 
 /// What the list of jobs shows of a request.
@@ -117,14 +148,26 @@ impl Request {
                 model: models.first().map(|m| m.path.clone()).unwrap_or_default(),
                 steps: models.iter().map(|m| format!("measure {}", m.name)).collect(),
             },
+            Request::Tune { model, .. } => About {
+                name: format!("tune {}", model.name),
+                what: "tune".into(),
+                model: model.path.clone(),
+                steps: vec![format!("tune {}", model.name)],
+            },
+            Request::Serialize { model, level, .. } => About {
+                name: model.name.clone(),
+                what: "serialize".into(),
+                model: model.path.clone(),
+                steps: vec![format!("serialize {}", level.word())],
+            },
         }
     }
 
     /// Jobs that must have ended before this one starts.
     pub fn after(&self) -> &[JobId] {
         match self {
-            Request::Run { .. } => &[],
             Request::Measure { after, .. } => after,
+            _ => &[],
         }
     }
 
@@ -182,7 +225,19 @@ mod tests {
             sampling: Sampling { seconds: Some(0.5), ..Sampling::default() },
             after: vec!["20261123-143015-a1b2".parse().unwrap()],
         };
-        for request in [Request::Run { recipe }, measure] {
+        let tune = Request::Tune {
+            model: Subject::new("a", "a.onnx"),
+            threads: vec![2],
+            device: Some("raspberry-pi-5".into()),
+            sampling: Sampling::default(),
+        };
+        let serialize = Request::Serialize {
+            model: Subject::new("a", "a.onnx"),
+            level: Optimization::Extended,
+            ort: true,
+            data: None,
+        };
+        for request in [Request::Run { recipe }, measure, tune, serialize] {
             let dir = tempfile::tempdir().unwrap();
             request.store(dir.path()).unwrap();
             assert_eq!(Request::load(dir.path()).unwrap(), request);

@@ -12,8 +12,10 @@ use crate::monitor::{Level, Monitor};
 
 mod measure;
 mod run;
+mod serialize;
 #[cfg(debug_assertions)]
 pub mod trial;
+mod tune;
 
 /// What a job computes. It may be started several times over: after a stop or a crash it is given the
 /// newest whole checkpoint and must end with the same artefacts, bit for bit.
@@ -68,6 +70,18 @@ pub(super) fn of(request: &Request) -> Result<Box<dyn Work>> {
             threads: threads.clone(),
             data: data.clone(),
             sampling: sampling.clone(),
+        }),
+        Request::Tune { model, threads, device, sampling } => Box::new(tune::Tune {
+            model: model.clone(),
+            threads: threads.clone(),
+            device: device.clone(),
+            sampling: sampling.clone(),
+        }),
+        Request::Serialize { model, level, ort, data } => Box::new(serialize::Serialized {
+            model: model.clone(),
+            level: *level,
+            ort: *ort,
+            data: data.clone(),
         }),
     })
 }

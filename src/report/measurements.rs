@@ -86,6 +86,9 @@ fn notes(measurements: &[Measurement]) -> Vec<String> {
         if m.latency_ms.as_ref().is_some_and(|l| l.p99.is_none()) {
             add("p99 needs 299 samples, fewer were taken".into());
         }
+        if !c.session.is_empty() {
+            add(format!("{}: session with {}", m.variant, c.session.join(", ")));
+        }
         if !c.noise.is_empty() {
             add(format!("{}: disturbed while measured: {}", m.variant, c.noise.join(", ")));
         }

@@ -1,6 +1,7 @@
 //! The library, loaded into this process.
 
 use super::Library;
+use super::provider::{KNOWN, Known};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -72,7 +73,8 @@ impl Runtime {
 
     /// Execution providers that the library was built with, by their ONNX Runtime names.
     pub fn available_providers(&self) -> Vec<String> {
-        PROVIDERS.iter().filter(|(_, available)| available()).map(|(name, _)| (*name).to_string()).collect()
+        let built_in = |k: &&Known| k.is_built_in();
+        KNOWN.iter().filter(built_in).map(|k| k.native.to_string()).collect()
     }
 }
 
@@ -116,41 +118,4 @@ fn version_of(path: &Path, build: &str) -> String {
     let from_directory =
         path.parent().and_then(|p| p.file_name()).and_then(|n| numbers(&n.to_string_lossy()));
     from_build.or(from_name).or(from_directory).unwrap_or_else(|| "unknown".into())
-}
-
-macro_rules! providers {
-    ($($marker:ident = $name:literal),* $(,)?) => {
-        $(
-            struct $marker;
-            impl ort::ep::ExecutionProvider for $marker {
-                const NAME: &'static str = $name;
-                fn register(&self, _: &mut ort::session::builder::SessionBuilder) -> ort::Result<()> {
-                    Err(ort::Error::new("not supported by this program"))
-                }
-            }
-        )*
-        type Availability = fn() -> bool;
-        static PROVIDERS: &[(&str, Availability)] = &[$((
-            $name,
-            || <$marker as ort::ep::ExecutionProvider>::is_available().unwrap_or(false),
-        )),*];
-    };
-}
-
-providers! {
-    Cpu = "CPUExecutionProvider",
-    Cuda = "CUDAExecutionProvider",
-    TensorRt = "TensorrtExecutionProvider",
-    OpenVino = "OpenVINOExecutionProvider",
-    Dnnl = "DnnlExecutionProvider",
-    Xnnpack = "XnnpackExecutionProvider",
-    CoreMl = "CoreMLExecutionProvider",
-    DirectMl = "DmlExecutionProvider",
-    Rocm = "ROCMExecutionProvider",
-    WebGpu = "WebGpuExecutionProvider",
-    Azure = "AzureExecutionProvider",
-    Acl = "ACLExecutionProvider",
-    ArmNn = "ArmNNExecutionProvider",
-    Qnn = "QNNExecutionProvider",
-    Nnapi = "NnapiExecutionProvider",
 }

@@ -34,12 +34,7 @@ const IDENTITY: &[u8] = &[
 pub(super) fn handler() -> Handler {
     Handler::new("runtime.probe", |library: Library, _: &child::Link| -> Result<Probe> {
         let runtime = Runtime::open(&library)?;
-        let mut session = Session::from_bytes(&runtime, IDENTITY, &SessionOptions::default())?;
-        let one = crate::tensor::Tensor::from_vec(vec![1], vec![1.0f32])?;
-        let out = session.run(&[("x".to_string(), one)])?;
-        if out.first().map(|(_, t)| t.to_f32s()).transpose()? != Some(vec![1.0]) {
-            return Err(Error::integrity("ORT-WRONG", "the library computes wrong results"));
-        }
+        identity_runs(&runtime, &SessionOptions::default())?;
         Ok(Probe {
             version: runtime.version().into(),
             build: runtime.build().into(),
@@ -47,6 +42,17 @@ pub(super) fn handler() -> Handler {
             library,
         })
     })
+}
+
+/// Runs a model of one node in a session with `options`.
+pub(super) fn identity_runs(runtime: &Runtime, options: &SessionOptions) -> Result<()> {
+    let mut session = Session::from_bytes(runtime, IDENTITY, options)?;
+    let one = crate::tensor::Tensor::from_vec(vec![1], vec![1.0f32])?;
+    let out = session.run(&[("x".to_string(), one)])?;
+    match out.first().map(|(_, t)| t.to_f32s()).transpose()? == Some(vec![1.0]) {
+        true => Ok(()),
+        false => Err(Error::integrity("ORT-WRONG", "the library computes wrong results")),
+    }
 }
 
 /// Loads the library in a child process and runs a model of one node there.

@@ -27,6 +27,18 @@ pub enum Optimization {
     All,
 }
 
+impl Optimization {
+    /// The word for people and for `--serialize`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Optimization::None => "none",
+            Optimization::Basic => "basic",
+            Optimization::Extended => "extended",
+            Optimization::All => "all",
+        }
+    }
+}
+
 /// Settings of a session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -44,7 +56,13 @@ pub struct SessionOptions {
     pub arena: bool,
     /// Whether the memory plan of the first run is reused; off for varying shapes.
     pub memory_pattern: bool,
-    /// Execution provider; `cpu` is the only one that this program sets up.
+    /// Whether the constant operands of kernels are laid out for them when the model is loaded.
+    pub prepacking: bool,
+    /// Whether numbers below the least normal one count as zero.
+    pub denormals_as_zero: bool,
+    /// Threads that run branches of the graph beside each other; 1 runs one node after the other.
+    pub branches: usize,
+    /// Execution provider, one of [`super::provider::names`] without `auto`.
     pub provider: String,
     /// Prefix of the profile file; no profile when absent.
     pub profile: Option<PathBuf>,
@@ -66,6 +84,9 @@ impl Default for SessionOptions {
             spinning: true,
             arena: true,
             memory_pattern: true,
+            prepacking: true,
+            denormals_as_zero: false,
+            branches: 1,
             provider: "cpu".into(),
             profile: None,
             optimized_model: None,
@@ -155,11 +176,7 @@ pub(super) fn fault<R>(e: &ort::Error<R>, what: &str) -> Error {
 
 fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder> {
     let set = |e: ort::Error<SessionBuilder>| fault(&e, "set a session up");
-    if !matches!(options.provider.as_str(), "cpu" | "CPUExecutionProvider") {
-        return Err(Error::unsupported("ORT-PROVIDER", "this execution provider is not supported")
-            .found(&options.provider)
-            .limit("cpu"));
-    }
+    let providers = super::provider::dispatches(options)?;
     let level = match options.optimization {
         Optimization::None => GraphOptimizationLevel::Disable,
         Optimization::Basic => GraphOptimizationLevel::Level1,
@@ -167,23 +184,31 @@ fn builder(runtime: &Runtime, options: &SessionOptions) -> Result<SessionBuilder
         Optimization::All => GraphOptimizationLevel::All,
     };
     let threads = options.threads.max(1);
-    let cpu = ort::ep::CPU::default().with_arena_allocator(options.arena).build();
     let mut builder = ort::session::Session::builder(&runtime.environment)
         .map_err(|e| fault(&e, "set a session up"))?
         .with_optimization_level(level)
         .map_err(set)?
         .with_intra_threads(threads)
         .map_err(set)?
-        .with_inter_threads(1)
+        .with_inter_threads(options.branches.max(1))
+        .map_err(set)?
+        .with_parallel_execution(options.branches > 1)
         .map_err(set)?
         .with_intra_op_spinning(options.spinning)
         .map_err(set)?
+        .with_inter_op_spinning(options.spinning)
+        .map_err(set)?
         .with_memory_pattern(options.memory_pattern)
+        .map_err(set)?
+        .with_prepacking(options.prepacking)
         .map_err(set)?
         .with_log_level(ort::logging::LogLevel::Error)
         .map_err(set)?
-        .with_execution_providers([cpu])
+        .with_execution_providers(providers)
         .map_err(set)?;
+    if options.denormals_as_zero {
+        builder = builder.with_flush_to_zero().map_err(set)?;
+    }
     if threads > 1 && options.cpus.len() >= threads {
         // One entry for each thread that the library starts; its CPUs count from 1.
         let others: Vec<String> = options.cpus[1..threads].iter().map(|cpu| (cpu + 1).to_string()).collect();

@@ -381,6 +381,7 @@ pub fn measurement(variant: &str, latency: Option<f64>, bytes: u64, accuracy: Op
             runtime: "onnxruntime 1.23.2".into(),
             threads: 1,
             affinity: vec![0],
+            session: vec![],
             inputs: vec!["image:f32[1,1,8,8]".into()],
             noise: vec![],
         },

@@ -1,7 +1,7 @@
 //! Where an inference on ONNX Runtime spends its time, node by node, in a child process.
 
 use super::subject::{Answer, Bound, Question};
-use super::{MeasureOptions, check, cpus_for};
+use super::{MeasureOptions, check};
 use crate::child::{Child, Limits};
 use crate::error::{Error, Result};
 use crate::hardware::Machine;
@@ -29,20 +29,14 @@ pub struct Profile {
 pub fn profile(model: &Path, options: &MeasureOptions, monitor: &dyn Monitor) -> Result<Profile> {
     check(options)?;
     let machine = Machine::detect();
-    let cpus = if options.pin { cpus_for(options.threads, &machine) } else { Vec::new() };
+    let settings = options.settings(None);
+    let cpus = options.cpus(&settings, &machine);
     let work = tempfile::tempdir()
         .map_err(|e| Error::io("create a directory for the profile", std::env::temp_dir(), e))?;
     let limits = Limits { memory: options.memory, wall: options.wall, ..Limits::default() };
     monitor.phase("load the model to time its nodes", None);
     let mut child = Child::start("evaluate.measure", &limits)?;
-    let session = SessionOptions {
-        optimization: options.optimization,
-        threads: options.threads,
-        cpus,
-        spinning: options.spinning,
-        profile: Some(work.path().join("profile")),
-        ..SessionOptions::default()
-    };
+    let session = SessionOptions { cpus, profile: Some(work.path().join("profile")), ..settings.options() };
     let model = Bound::of(model, session, options);
     let question = Question::Profile { model, budget_ms: options.seconds * 1e3 };
     let answer = child.ask(&question, monitor, &mut |_| Ok(()))?;

@@ -37,6 +37,10 @@ pub(super) enum Question {
     /// Loads a model, whose session has a place for the profile, and runs it for `budget_ms` with every
     /// node timed.
     Profile { model: Bound, budget_ms: f64 },
+    /// Loads a model, runs it once on random inputs and keeps both sides in `directory`.
+    Record { model: Bound, directory: PathBuf },
+    /// Loads a model in a session that writes it as it is rewritten.
+    Rewrite { library: Library, model: PathBuf, session: SessionOptions },
     /// Runs labelled data through the model.
     Accuracy { data: String, batch: usize },
 }
@@ -80,10 +84,27 @@ impl Bound {
 pub(super) enum Answer {
     Opened,
     Loaded(Loaded),
-    Samples { ms: Vec<f64>, reference_ms: f64 },
-    Peak { rss_bytes: Option<u64> },
-    Profile { runs: u64, run_ms: f64, nodes: Vec<OpTime> },
-    Accuracy { correct: Vec<bool>, data_hash: String },
+    Samples {
+        ms: Vec<f64>,
+        reference_ms: f64,
+    },
+    Peak {
+        rss_bytes: Option<u64>,
+    },
+    Profile {
+        runs: u64,
+        run_ms: f64,
+        nodes: Vec<OpTime>,
+    },
+    Recorded {
+        runtime: String,
+        inputs: Vec<(String, DType, Vec<usize>)>,
+        outputs: Vec<(String, DType, Vec<usize>)>,
+    },
+    Accuracy {
+        correct: Vec<bool>,
+        data_hash: String,
+    },
 }
 
 /// What is known once a model is loaded and warm.
@@ -179,6 +200,23 @@ fn answer(state: &mut State, question: Question, link: &Link) -> Result<Answer> 
             }
             let nodes = loaded.end_profile()?;
             Ok(Answer::Profile { runs: ms.len() as u64, run_ms: stats::median(&ms), nodes })
+        }
+        Question::Record { model, directory } => {
+            let runtime = Runtime::open(&model.library)?;
+            let mut loaded = Session::load(&runtime, &model.path, &model.session)?;
+            let wanted = bind(loaded.inputs(), &model.shapes, &model.dimensions)?;
+            let inputs = random_inputs(&wanted, model.seed)?;
+            let outputs = loaded.run(&inputs)?;
+            Ok(Answer::Recorded {
+                runtime: runtime.version().into(),
+                inputs: write(&inputs, &directory.join("inputs"))?,
+                outputs: write(&outputs, &directory.join("outputs"))?,
+            })
+        }
+        Question::Rewrite { library, model, session } => {
+            let runtime = Runtime::open(&library)?;
+            Session::load(&runtime, &model, &session)?;
+            Ok(Answer::Opened)
         }
         Question::Accuracy { data, batch } => {
             let session = state.session.as_mut().ok_or_else(not_loaded)?;

@@ -173,14 +173,16 @@ impl Run {
         let models = [subject("original", &original, false), subject(&recipe.name, artifact, exact)];
         measure::interleaved(
             ctx,
-            &probe.library,
+            &probe,
             &Interleaved {
                 models: &models,
                 threads: recipe.threads.as_slice(),
                 data: recipe.data.eval.as_deref(),
                 sampling: &Sampling::default(),
+                sessions: false,
             },
         )
+        .map(drop)
     }
 }
 

@@ -57,7 +57,8 @@ impl<'a> Stopwatch<'a> {
         };
         let models = [subject("input", &self.base), subject("pruned", &path)];
         let sampling = Sampling::default();
-        let what = Interleaved { models: &models, threads: &[], data: None, sampling: &sampling };
+        let what =
+            Interleaved { models: &models, threads: &[], data: None, sampling: &sampling, sessions: false };
         let (variants, options) = prepared(self.ctx, &probe.library, &what)?;
         let options = MeasureOptions { threads: self.threads, seconds: SECONDS, rounds: ROUNDS, ..options };
         let rows = compare_variants(&variants, &options, self.ctx.monitor)?;
