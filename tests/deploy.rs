@@ -335,7 +335,8 @@ fn models_are_written_as_the_runtime_rewrites_them() {
     ]);
     let measured: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert!(measured["measurements"][1]["output_error"].as_f64().unwrap() < 1e-5, "{out}");
-    house.good(&["deploy", "extended.ort", "--to", "b"]);
+    // So short a measurement may say anything of its speed.
+    house.good(&["deploy", "extended.ort", "--to", "b", "--force"]);
     assert!(house.path("b/model.ort").exists());
     house.refused(2, &["optimize", "m.onnx", "--serialize", "most"], &["most"]);
 }
