@@ -6,7 +6,6 @@
 mod beside;
 mod cache;
 pub mod check;
-mod half;
 
 pub use beside::companions;
 pub use cache::ready;
@@ -20,6 +19,7 @@ use crate::graph::Graph;
 use crate::monitor::{Level, Monitor};
 use crate::passes::PassReport;
 use crate::passes::lower::{Target, lower};
+use crate::passes::quantize;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -136,7 +136,15 @@ fn read(plan: &Plan) -> Result<Source> {
     let mut warnings = opened.facts.warnings;
     let graph = match plan.storage {
         Storage::F32 => opened.graph,
-        Storage::F16 => half::weights(&opened.graph, &mut warnings)?,
+        Storage::F16 => {
+            let mut report = PassReport::new("quantize");
+            let silent = crate::monitor::Silent;
+            let half = quantize::stored_in_half(&opened.graph, quantize::Half::F16, &silent, &mut report)?;
+            // Small tensors and tables stay by rule; what the type cannot hold is news.
+            let news = report.skipped.into_iter().map(|s| s.reason).filter(|r| r.contains("weight \""));
+            warnings.extend(news);
+            half
+        }
     };
     Ok(Source { graph, target, format: opened.facts.format, warnings })
 }

@@ -22,6 +22,7 @@ mod importance;
 mod protobuf;
 mod recovery;
 mod saturation;
+mod repair;
 
 #[path = "tui.rs"]
 mod tui;

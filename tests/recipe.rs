@@ -111,6 +111,8 @@ fn the_schema_takes_what_is_read_and_refuses_what_is_not() {
         json!({ "pass": "optimize", "skip": ["fold-batch-norm"] }),
         json!({ "pass": "lower", "target": "standard" }),
         json!({ "pass": "quantize", "scheme": "static-int8", "per_channel": false }),
+        json!({ "pass": "quantize", "scheme": "dynamic-int8", "repair": { "smooth": "auto", "equalize": true } }),
+        json!({ "pass": "quantize", "repair": { "smooth": 0.5 } }),
         with(json!({ "ratio": 0.3, "criterion": "taylor", "of": "total", "exclude": ["head*"] })),
         with(json!({ "target": { "macs": 0.5 } })),
         with(json!({ "target": { "bytes": "20MB" } })),
@@ -128,6 +130,8 @@ fn the_schema_takes_what_is_read_and_refuses_what_is_not() {
         json!({ "pass": "sharpen" }),
         json!({ "pass": "optimize", "strength": 3 }),
         json!({ "pass": "quantize", "scheme": "int3" }),
+        json!({ "pass": "quantize", "repair": { "smooth": 1.5 } }),
+        json!({ "pass": "quantize", "repair": { "smooth": "much" } }),
         with(json!({})),
         with(json!({ "ratio": 1.0 })),
         with(json!({ "ratio": -0.1 })),
@@ -222,7 +226,12 @@ fn flags_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
 #[test]
 fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
     let home = Home::new();
-    let cases: [(&str, &str); 4] = [
+    let cases: [(&str, &str); 6] = [
+        ("--scheme fp16", "scheme = 'fp16'"),
+        (
+            "--scheme static-int8 --equalize --smooth 0.5 --bias-correction --rounding gptq",
+            "scheme = 'static-int8'\nrounding = 'gptq'\nrepair = { equalize = true, smooth = 0.5, bias_correction = true }",
+        ),
         (
             "--scheme dynamic-int8 --per-tensor --reduce-range --device host --exclude conv1 conv2",
             "scheme = 'dynamic-int8'\nper_channel = false\nreduce_range = true\nexclude = ['conv1', 'conv2']",

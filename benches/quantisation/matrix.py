@@ -29,6 +29,19 @@ STATIC = [
     for calibrator in ["minmax", "moving-average", "percentile", "entropy", "mse"]
 ]
 
+REPAIRS = [
+    (f"{scheme}, {name}", ["--scheme", scheme, *flags])
+    for scheme in ["dynamic-int8", "static-int8"]
+    for name, flags in [
+        ("smooth 0.5", ["--smooth", "0.5"]),
+        ("smooth auto", ["--smooth", "auto"]),
+        ("rounding gptq", ["--rounding", "gptq"]),
+        ("bias correction", ["--bias-correction"]),
+        ("smooth auto, gptq and bias correction", ["--smooth", "auto", "--rounding", "gptq", "--bias-correction"]),
+    ]
+]
+HALVES = [(scheme, ["--scheme", scheme]) for scheme in ["fp16", "bf16"]]
+
 
 def models(home):
     whale = home / "data/moby-dick"
@@ -39,13 +52,13 @@ def models(home):
             "model": home / "models/minilm-l6",
             "calibration": f"{mails}#400..528",
             "eval": ["--task", "embed", "--data", f"{mails}#0..400", "--window", "128", "--vs", "{original}"],
-            "rows": DYNAMIC + BLOCKS + TABLES + STATIC,
+            "rows": DYNAMIC + BLOCKS + TABLES + STATIC + REPAIRS + HALVES,
         },
         "smollm2": {
             "model": home / "models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf",
             "calibration": chapters(range(20, 40)) + "#0..16",
             "eval": ["--task", "lm", "--data", chapters([1, 2]), "--vs", "{original}"],
-            "rows": DYNAMIC + BLOCKS + TABLES,
+            "rows": DYNAMIC + BLOCKS + TABLES + HALVES,
         },
     }
 

@@ -62,7 +62,7 @@ pub(super) struct Quantize {
     #[command(flatten)]
     common: Common,
     /// dynamic-int8 for products with weights, static-int8 (QDQ, needs --calibration) for convolutions,
-    /// weight-int4 or weight-int8 (weights in blocks) for language models
+    /// weight-int4 or weight-int8 (weights in blocks) for language models, fp16 or bf16 to store weights in 16 bits
     #[arg(long, value_name = "SCHEME")]
     scheme: String,
     /// How ranges come from calibration data: minmax, moving-average, entropy, percentile or mse [default: minmax]
@@ -86,7 +86,7 @@ pub(super) struct Quantize {
     /// Tables of embeddings of weight-int4 and weight-int8: keep, int8 or int4 [default: int8]
     #[arg(long, value_name = "TYPE")]
     embeddings: Option<String>,
-    /// How weights in blocks are rounded: rtn, mse, hqq or gptq (needs --calibration) [default: rtn]
+    /// How weights are rounded: in blocks rtn, mse, hqq or gptq, on 8 bits rtn or gptq, which needs --calibration [default: rtn]
     #[arg(long, value_name = "NAME")]
     rounding: Option<String>,
     /// Least exact type that the runtime may compute in with weights in blocks, 4 for int8 [default: 0, its choice]
@@ -101,6 +101,15 @@ pub(super) struct Quantize {
     /// Device that the model is for: host, or a profile (tinsmith device list)
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
+    /// Even out the channels of neighbouring layers first (int8 schemes; cross-layer equalisation)
+    #[arg(long)]
+    equalize: bool,
+    /// Move ranges of data into weights first: an exponent from 0 to 1, or auto (int8 schemes; SmoothQuant)
+    #[arg(long, value_name = "EXPONENT")]
+    smooth: Option<String>,
+    /// Move the means of layers back by their biases (int8 schemes)
+    #[arg(long)]
+    bias_correction: bool,
     /// Nodes to leave in float, by name
     #[arg(long, value_name = "NODE", num_args = 1..)]
     exclude: Vec<String>,
@@ -169,6 +178,19 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
     }
     if let Some(reduce) = args.reduce_range {
         step = step.with("reduce_range", reduce);
+    }
+    let mut repair = toml::Table::new();
+    for (name, set) in [("equalize", args.equalize), ("bias_correction", args.bias_correction)] {
+        if set {
+            repair.insert(name.into(), true.into());
+        }
+    }
+    if let Some(smooth) = args.smooth {
+        let value = smooth.parse::<f64>().map_or_else(|_| smooth.into(), toml::Value::from);
+        repair.insert("smooth".into(), value);
+    }
+    if !repair.is_empty() {
+        step = step.with("repair", repair);
     }
     if !args.exclude.is_empty() {
         step = step.with("exclude", args.exclude);

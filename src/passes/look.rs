@@ -1,9 +1,11 @@
 //! One pass over data: how many rows, in which batches, what is told meanwhile, and how far it has come.
 //! Samples enter; batches leave, one by one. What is done with them is the caller's.
 
+mod judge;
 mod kept;
 mod moments;
 
+pub(in crate::passes) use judge::Judge;
 pub(in crate::passes) use kept::Kept;
 pub(in crate::passes) use moments::Moments;
 

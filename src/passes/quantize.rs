@@ -1,22 +1,24 @@
 //! Post-training quantisation: `dynamic-int8` (activations quantised as they come, for products),
 //! `static-int8` (QDQ with calibrated ranges, for convolutional nets), `weight-int8` and `weight-int4` (weights
-//! in blocks, activations in float).
+//! in blocks, activations in float), `fp16` and `bf16` (weights stored in 16 bits, all computed in float).
 
 mod blocks;
 mod calibrate;
 mod dynamic;
-// Used by the rounding of weights and by repairs.
-#[allow(dead_code, unused_imports)]
 mod fold;
+mod half;
 mod products;
 mod qdq;
 mod ranges;
+mod repair;
 mod weight_only;
 mod weights;
 
+pub use self::half::{Half, stored as stored_in_half};
 pub use blocks::Rounding;
 pub use calibrate::TensorReport;
 pub use ranges::Activations;
+pub use repair::{Auto, Repair, Smooth, equalized};
 
 use super::optimize::lifted;
 use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
@@ -44,6 +46,10 @@ pub enum Scheme {
     WeightInt8,
     /// Weights of products on 4 bits in blocks, activations in float.
     WeightInt4,
+    /// Weights stored in IEEE half precision, computed in f32.
+    Fp16,
+    /// Weights stored in bfloat16, computed in f32.
+    Bf16,
 }
 
 /// How the range of an activation follows from calibration data.
@@ -99,7 +105,7 @@ pub struct Settings {
     pub block: usize,
     /// Tables of embeddings of `weight-int8` and `weight-int4`.
     pub embeddings: Embeddings,
-    /// How weights in blocks are rounded.
+    /// How weights in blocks are rounded; of the int8 schemes only `gptq` changes weights.
     pub rounding: Rounding,
     /// What `gptq` adds to the moments of the data, in parts of their mean, above 0.
     pub damping: f64,
@@ -116,6 +122,8 @@ pub struct Settings {
     pub exclude: Vec<String>,
     /// Most calibration samples (rows of the batch axis) to read; 0 reads all.
     pub samples: usize,
+    /// Repairs of the int8 schemes.
+    pub repair: Repair,
 }
 
 impl Default for Settings {
@@ -136,6 +144,7 @@ impl Default for Settings {
             reduce_range: None,
             exclude: vec![],
             samples: 0,
+            repair: Repair::default(),
         }
     }
 }
@@ -180,7 +189,7 @@ impl Settings {
         if !(0..=4).contains(&self.accuracy_level) {
             return out_of("accuracy_level", self.accuracy_level as f64, "0 to 4");
         }
-        Ok(())
+        self.repair.check(self.scheme)
     }
     /// The whole numbers that activations become.
     fn levels(&self) -> Levels {
@@ -191,7 +200,7 @@ impl Settings {
         let mut settled = self.clone();
         let set = |isa: &str| IntegerSet::of(isa).filter(|s| s.seven_bits());
         let target = ctx.target.and_then(|(name, isa)| Some((name, set(isa)?)));
-        if matches!(self.scheme, Scheme::WeightInt8 | Scheme::WeightInt4) {
+        if !matches!(self.scheme, Scheme::DynamicInt8 | Scheme::StaticInt8) {
             return settled;
         }
         match (self.reduce_range, target) {
@@ -240,6 +249,21 @@ fn refuse_quantized(graph: &Graph) -> Result<()> {
             .hint("start from the float model"));
     }
     Ok(())
+}
+
+/// `graph` quantised as the settings say, without repairs.
+fn quantized(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<Graph> {
+    let half = |half: Half, report: &mut PassReport| {
+        let stored = half::stored(graph, half, ctx.monitor, report)?;
+        if report.applied.is_empty() { Err(half::refused(report)) } else { Ok(stored) }
+    };
+    match settings.scheme {
+        Scheme::DynamicInt8 => dynamic::run(graph, settings, ctx, report),
+        Scheme::StaticInt8 => qdq::run(graph, settings, ctx, report),
+        Scheme::WeightInt8 | Scheme::WeightInt4 => weight_only::run(graph, settings, ctx, report),
+        Scheme::Fp16 => half(Half::F16, report),
+        Scheme::Bf16 => half(Half::Bf16, report),
+    }
 }
 
 /// The error of a pass that could quantise nothing, because every weight was refused.
@@ -296,6 +320,9 @@ impl Pass for Quantize {
     }
 
     fn needs_calibration(&self) -> Option<String> {
+        if let Some(repair) = self.settings.repairs() {
+            return Some(repair.into());
+        }
         match (self.settings.scheme, self.settings.rounding) {
             (Scheme::StaticInt8, _) => Some("static-int8".into()),
             (Scheme::WeightInt8 | Scheme::WeightInt4, Rounding::Gptq) => Some("rounding gptq".into()),
@@ -305,19 +332,15 @@ impl Pass for Quantize {
 
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
         refuse_quantized(graph)?;
+        if self.needs_calibration().is_some() {
+            calibrate::data(ctx)?;
+        }
         let graph = &lifted(graph)?;
         match self.settings.scheme {
             Scheme::DynamicInt8 => dynamic::check(graph, &self.settings),
-            Scheme::StaticInt8 => {
-                calibrate::data(ctx)?;
-                qdq::check(graph, &self.settings)
-            }
-            Scheme::WeightInt8 | Scheme::WeightInt4 => {
-                if self.needs_calibration().is_some() {
-                    calibrate::data(ctx)?;
-                }
-                weight_only::check(graph, &self.settings)
-            }
+            Scheme::Fp16 | Scheme::Bf16 => half::check(graph),
+            Scheme::StaticInt8 => qdq::check(graph, &self.settings),
+            Scheme::WeightInt8 | Scheme::WeightInt4 => weight_only::check(graph, &self.settings),
         }
     }
 
@@ -331,6 +354,7 @@ impl Pass for Quantize {
         let (calibration, histograms, covered) = match self.settings.scheme {
             Scheme::DynamicInt8 => (0, 0, dynamic::covered(graph, &self.settings)),
             Scheme::StaticInt8 => (bytes + largest, calibrate::memory(graph.nodes().len()), bytes),
+            Scheme::Fp16 | Scheme::Bf16 => (0, 0, half::covered(graph)),
             Scheme::WeightInt8 | Scheme::WeightInt4 => {
                 // A weight is spelled out, turned, rounded and spelled out again.
                 let moments = weight_only::memory(graph, &self.settings);
@@ -338,10 +362,11 @@ impl Pass for Quantize {
                 (run, moments + 4 * largest, weight_only::covered(graph, &self.settings))
             }
         };
+        let half = matches!(self.settings.scheme, Scheme::Fp16 | Scheme::Bf16);
         Estimate {
             seconds: (bytes + 8 * calibration) as f64 / 5e8,
             memory: Bytes(covered / 4 + largest / 4 + calibration + histograms + (16 << 20)),
-            disk: Bytes(bytes - covered + covered / 3),
+            disk: Bytes(bytes - covered + if half { covered / 2 } else { covered / 3 }),
         }
     }
 
@@ -351,11 +376,9 @@ impl Pass for Quantize {
         let mut report = PassReport::new("quantize");
         let before: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         let settings = &self.settings.settled(ctx, &mut report);
-        let graph = match settings.scheme {
-            Scheme::DynamicInt8 => dynamic::run(graph, settings, ctx, &mut report)?,
-            Scheme::StaticInt8 => qdq::run(graph, settings, ctx, &mut report)?,
-            Scheme::WeightInt8 | Scheme::WeightInt4 => weight_only::run(graph, settings, ctx, &mut report)?,
-        };
+        let make =
+            |graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport| quantized(graph, settings, ctx, report);
+        let graph = repair::run(graph, settings, ctx, &mut report, &make)?;
         self.saturation(&graph, ctx, &mut report)?;
         let after: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         report.facts.insert("weight_bytes_before".into(), before as f64);

@@ -109,3 +109,25 @@ impl Sensitivity {
             .reduce(|| (0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
     }
 }
+
+impl Sensitivity {
+    /// `w` `[outputs, inputs]` rounded to steps of a scale a row, `limit` at most from zero.
+    pub(in super::super) fn rounded_rows(&self, w: &[f32], scales: &[f32], limit: f32) -> Vec<i8> {
+        let n = self.inputs;
+        let mut out = vec![0i8; w.len()];
+        let tiles = out.par_chunks_mut(TILE * n).zip(w.par_chunks(TILE * n)).zip(scales.par_chunks(TILE));
+        tiles.for_each(|((out, w), scales)| {
+            let mut w = w.to_vec();
+            for i in 0..n {
+                let upper = &self.upper[i * n + i..(i + 1) * n];
+                for ((out, w), scale) in out.chunks_mut(n).zip(w.chunks_mut(n)).zip(scales) {
+                    let level = (w[i] / scale).round_ties_even().clamp(-limit, limit);
+                    out[i] = level as i8;
+                    let error = (w[i] - level * scale) / upper[0];
+                    w[i..].iter_mut().zip(upper).for_each(|(w, u)| *w -= error * u);
+                }
+            }
+        });
+        out
+    }
+}
