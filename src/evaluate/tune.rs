@@ -169,7 +169,8 @@ impl Search {
                 Ok(Some(test)) => {
                     trial.ratio = Some(test.ratio);
                     if test.ci95.high >= 1.0 || test.ratio > 1.0 - LEAST {
-                        trial.reason = Some("no gain beyond noise".into());
+                        let slower = test.ci95.low > 1.0;
+                        trial.reason = Some(if slower { "slower" } else { "no gain beyond noise" }.into());
                     } else if most.is_none_or(|(_, ratio)| test.ratio < ratio) {
                         most = Some((at, test.ratio));
                     } else {
