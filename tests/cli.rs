@@ -217,7 +217,7 @@ fn bad_input_ends_with_the_right_code_and_a_next_step() {
         (&["compare", "text.json", "--goal", "speed=1"], 2, "speed=1"),
         (&["jobs", "show", "nope"], 2, "no such job"),
         (&["jobs", "show", "last"], 2, "no job"),
-        (&["gen", "schema", "nope"], 2, "summary"),
+        (&["gen", "schema", "nope"], 2, "comparison"),
         (&["--format", "yaml", "jobs", "list"], 2, "yaml"),
         (&["--threads", "0", "jobs", "list"], 2, "0"),
         (&["frobnicate"], 2, "frobnicate"),
