@@ -29,6 +29,7 @@ mod movement;
 mod multi_head_attention;
 mod normalization;
 mod pool;
+mod qlinear;
 mod quantize;
 mod reduce;
 mod resize;
@@ -262,6 +263,7 @@ const FAMILIES: &[&[Spec]] = &[
     multi_head_attention::SPECS,
     normalization::SPECS,
     pool::SPECS,
+    qlinear::SPECS,
     quantize::SPECS,
     reduce::SPECS,
     reshape::SPECS,

@@ -273,11 +273,12 @@ pub(crate) fn quantized_node(graph: &Graph) -> Option<NodeIndex> {
         "DequantizeLinear",
         "MatMulInteger",
         "ConvInteger",
-        "QLinearConv",
-        "QLinearMatMul",
+        "QGemm",
+        "MatMulIntegerToFloat",
         "DynamicQuantizeLinear",
         "MatMulNBits",
         "GatherBlockQuantized",
     ];
-    (0..graph.nodes().len()).find(|i| quantized.contains(&graph.node(*i).op_type.as_str()))
+    let is = |op: &str| quantized.contains(&op) || op.starts_with("QLinear");
+    (0..graph.nodes().len()).find(|i| is(&graph.node(*i).op_type))
 }

@@ -63,6 +63,7 @@ mod recipe;
 
 #[path = "optimize.rs"]
 mod optimize;
+mod integer_kernels;
 #[path = "quantize.rs"]
 mod quantize;
 #[path = "sample.rs"]

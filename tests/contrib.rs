@@ -17,6 +17,18 @@ fn both(
     inputs: &[Option<Tensor>],
     outputs: &[usize],
 ) -> [Vec<Tensor>; 2] {
+    both_as(DType::F32, domain, op, attributes, inputs, outputs)
+}
+
+/// As [`both`], with outputs of another type.
+fn both_as(
+    dtype: DType,
+    domain: &str,
+    op: &str,
+    attributes: &[(&str, Attr)],
+    inputs: &[Option<Tensor>],
+    outputs: &[usize],
+) -> [Vec<Tensor>; 2] {
     let mut edit = Edit::new("one", &[("", 17), ("com.microsoft", 1)]);
     let mut feed = vec![];
     let ids: Vec<_> = inputs
@@ -32,7 +44,7 @@ fn both(
     let last = outputs.iter().max().unwrap() + 1;
     let mut slots = vec![None; last];
     for slot in outputs {
-        let ty = Type::Tensor { dtype: DType::F32, shape: None };
+        let ty = Type::Tensor { dtype, shape: None };
         let v = edit.add_value(&format!("y{slot}"), Some(ty));
         slots[*slot] = Some(v);
         edit.add_output(v);
@@ -285,5 +297,98 @@ fn look_ups_in_blocks_are_the_runtimes() {
             let used = inputs.iter().rposition(Option::is_some).unwrap() + 1;
             agree("com.microsoft", "GatherBlockQuantized", &attributes, &inputs[..used], &[0]);
         }
+    }
+}
+
+/// Levels, a scale and a zero point.
+fn on_grid(shape: &[usize], seed: u64, signed: bool, scale: f32) -> Vec<Option<Tensor>> {
+    let x = Noise(seed).tensor(shape, 1.0).to_f32s().unwrap();
+    let (low, high) = x.iter().fold((0f32, 0f32), |(l, h), x| (l.min(*x), h.max(*x)));
+    let level = |x: &f32| ((x - low) / (high - low) * 255.0).round();
+    let (levels, zero) = match signed {
+        true => {
+            let v = x.iter().map(|x| (level(x) - 128.0) as i8).collect::<Vec<i8>>();
+            (Tensor::from_vec(shape.to_vec(), v), Tensor::scalar(-9i8))
+        }
+        false => {
+            let v = x.iter().map(|x| level(x) as u8).collect::<Vec<u8>>();
+            (Tensor::from_vec(shape.to_vec(), v), Tensor::scalar(117u8))
+        }
+    };
+    vec![Some(levels.unwrap()), Some(Tensor::scalar(scale)), Some(zero)]
+}
+
+/// Most levels by which both may differ, which round what lies between two of them in one way or the other.
+fn levels_agree(op: &str, attributes: &[(&str, Attr)], inputs: &[Option<Tensor>]) {
+    let zero = inputs.iter().flatten().rfind(|t| t.shape().is_empty() && t.dtype() != DType::F32).unwrap();
+    let [found, wanted] = both_as(zero.dtype(), "com.microsoft", op, attributes, inputs, &[0]);
+    assert_eq!((found[0].shape(), found[0].dtype()), (wanted[0].shape(), wanted[0].dtype()));
+    let (a, b) = (found[0].to_i64s().unwrap(), wanted[0].to_i64s().unwrap());
+    let off = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+    let far = a.iter().zip(&b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    let spread = b.iter().max().unwrap() - b.iter().min().unwrap();
+    assert!(
+        far <= 1 && off * 20 <= a.len() && spread > 20,
+        "{op}: {off} of {} off, {far}, {spread}",
+        a.len()
+    );
+}
+
+#[test]
+fn operators_on_grids_are_the_runtimes() {
+    for signed in [false, true] {
+        let zero = if signed { Tensor::scalar(3i8) } else { Tensor::scalar(100u8) };
+        let result = |scale: f32| vec![Some(Tensor::scalar(scale)), Some(zero.clone())];
+        let x = || on_grid(&[2, 3, 6, 5], 1, signed, 0.02137);
+        for (op, scale) in [("QLinearAdd", 0.03113), ("QLinearMul", 0.04171)] {
+            for shape in [&[2, 3, 6, 5][..], &[3, 1, 1], &[]] {
+                let y = on_grid(shape, 2, signed, 0.01571);
+                levels_agree(op, &[], &[x(), y, result(scale)].concat());
+            }
+        }
+        levels_agree("QLinearSigmoid", &[], &[x(), result(1.0 / 255.0)].concat());
+        levels_agree("QLinearLeakyRelu", &[("alpha", Attr::Float(0.1))], &[x(), result(0.02137)].concat());
+        levels_agree(
+            "QLinearGlobalAveragePool",
+            &[("channels_last", Attr::Int(0))],
+            &[on_grid(&[4, 16, 2, 1], 4, signed, 0.02137), result(0.01033)].concat(),
+        );
+        let window = [("kernel_shape", Attr::Ints(vec![2, 3])), ("strides", Attr::Ints(vec![1, 2]))];
+        levels_agree("QLinearAveragePool", &window, &[x(), result(0.01219)].concat());
+        let parts = [result(0.02593), x(), on_grid(&[2, 4, 6, 5], 3, signed, 0.03113)].concat();
+        levels_agree("QLinearConcat", &[("axis", Attr::Int(1))], &parts);
+    }
+}
+
+/// Weights on 7 bits, so that no sum of two products of bytes saturates on a processor without VNNI.
+fn narrow(shape: &[usize], seed: u64) -> Option<Tensor> {
+    let full = on_grid(shape, seed, true, 1.0)[0].as_ref().unwrap().to_vec::<i8>().unwrap();
+    Some(Tensor::from_vec(shape.to_vec(), full.iter().map(|x| x / 2).collect::<Vec<i8>>()).unwrap())
+}
+
+#[test]
+fn products_of_integers_are_the_runtimes() {
+    let scales =
+        Some(Tensor::from_vec(vec![7], (1..8).map(|i| i as f32 * 0.001).collect::<Vec<_>>()).unwrap());
+    let zeros = Some(Tensor::from_vec(vec![7], vec![0i8; 7]).unwrap());
+    let a = on_grid(&[5, 12], 1, false, 0.02);
+    for turned in [0, 1] {
+        let shape = if turned == 1 { [7, 12] } else { [12, 7] };
+        let b = narrow(&shape, 2);
+        let attributes = [("transB", Attr::Int(turned)), ("alpha", Attr::Float(1.0))];
+        let bias = i32s(&[7], &[900, -800, 70, -6, 5000, 4, -3]);
+        let inputs = [a.clone(), vec![b, scales.clone(), zeros.clone(), bias]].concat();
+        agree("com.microsoft", "QGemm", &attributes, &inputs, &[0]);
+        let result = vec![Some(Tensor::scalar(0.05f32)), Some(Tensor::scalar(90u8))];
+        levels_agree("QGemm", &attributes, &[inputs, result].concat());
+    }
+    let a = on_grid(&[2, 3, 12], 1, false, 0.02);
+    let b = narrow(&[12, 7], 2);
+    let bias = random(&[7], 3);
+    for bias in [None, bias] {
+        let mut inputs =
+            vec![a[0].clone(), b.clone(), a[1].clone(), scales.clone(), a[2].clone(), zeros.clone(), bias];
+        inputs.truncate(inputs.iter().rposition(Option::is_some).unwrap() + 1);
+        agree("com.microsoft", "MatMulIntegerToFloat", &[], &inputs, &[0]);
     }
 }

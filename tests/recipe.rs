@@ -237,8 +237,8 @@ fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact
             "scheme = 'dynamic-int8'\nper_channel = false\nreduce_range = true\nexclude = ['conv1', 'conv2']",
         ),
         (
-            "--scheme static-int8 --calibrator percentile --percentile 99.5 --samples 16 --activations s8 --symmetric",
-            "scheme = 'static-int8'\ncalibrator = 'percentile'\npercentile = 99.5\nsamples = 16\nactivations = 's8'\nsymmetric = true",
+            "--scheme static-int8 --calibrator percentile --percentile 99.5 --samples 16 --form qoperator --activations s8 --symmetric",
+            "scheme = 'static-int8'\ncalibrator = 'percentile'\npercentile = 99.5\nsamples = 16\nform = 'qoperator'\nactivations = 's8'\nsymmetric = true",
         ),
         (
             "--scheme weight-int4 --block 64 --rounding gptq --embeddings keep --accuracy-level 4",

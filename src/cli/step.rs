@@ -74,6 +74,9 @@ pub(super) struct Quantize {
     /// Most rows of the calibration data to read [default: all]
     #[arg(long, value_name = "ROWS")]
     samples: Option<i64>,
+    /// Form of the file of static-int8: qdq or qoperator [default: qdq]
+    #[arg(long, value_name = "FORM")]
+    form: Option<String>,
     /// Type of activations of static-int8: u8 or s8 [default: u8]
     #[arg(long, value_name = "TYPE")]
     activations: Option<String>,
@@ -152,6 +155,7 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
     let mut step = Step::new("quantize").with("scheme", args.scheme.clone());
     let names = [
         ("calibrator", args.calibrator),
+        ("form", args.form),
         ("activations", args.activations),
         ("rounding", args.rounding),
         ("embeddings", args.embeddings),

@@ -116,7 +116,7 @@ impl Edit {
         self.graph.nodes.len() - 1
     }
 
-    /// Adds a node with one new output and returns that output.
+    /// Adds a node with one new output, after which it is named, and returns that output.
     pub fn add_op(
         &mut self,
         op_type: &str,
@@ -126,7 +126,8 @@ impl Edit {
     ) -> ValueId {
         let out = self.add_value(output, None);
         let inputs = inputs.iter().copied().map(Some).collect();
-        self.add_node(Node::new(op_type, inputs, vec![Some(out)]).with(attributes).named(output));
+        let name = self.graph.value_name(out).to_string();
+        self.add_node(Node::new(op_type, inputs, vec![Some(out)]).with(attributes).named(name));
         out
     }
 

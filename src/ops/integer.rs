@@ -30,7 +30,7 @@ pub const SPECS: &[Spec] = &[
 ];
 
 /// The elements less their zero point; `zero(i)` gives that of element `i`.
-fn centred(t: &Tensor, zero: impl Fn(usize) -> i16 + Sync) -> Result<Vec<i16>> {
+pub(super) fn centred(t: &Tensor, zero: impl Fn(usize) -> i16 + Sync) -> Result<Vec<i16>> {
     Ok(match &*t.data()? {
         Data::U8(v) => v.par_iter().enumerate().map(|(i, x)| i16::from(*x) - zero(i)).collect(),
         Data::I8(v) => v.par_iter().enumerate().map(|(i, x)| i16::from(*x) - zero(i)).collect(),
@@ -38,7 +38,7 @@ fn centred(t: &Tensor, zero: impl Fn(usize) -> i16 + Sync) -> Result<Vec<i16>> {
     })
 }
 
-fn zeros(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<i16>> {
+pub(super) fn zeros(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<i16>> {
     match inputs.get(slot).copied().flatten() {
         None => Ok(vec![0]),
         Some(v) if BYTES.contains(&v.dtype()) && v.shape().iter().product::<usize>() > 0 => {
@@ -50,7 +50,7 @@ fn zeros(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<i16>> {
     }
 }
 
-fn scales(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<f32>> {
+pub(super) fn scales(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<f32>> {
     let scales = super::input(inputs, slot)?.to_tensor()?.to_f32s()?;
     if scales.is_empty() {
         return Err(Error::invalid("OP-SCALE", "a scale is empty").field(format!("input[{slot}]")));
@@ -58,7 +58,7 @@ fn scales(inputs: &[Option<&Value>], slot: usize) -> Result<Vec<f32>> {
     Ok(scales)
 }
 
-fn fits(what: &str, found: usize, channels: usize) -> Result<()> {
+pub(super) fn fits(what: &str, found: usize, channels: usize) -> Result<()> {
     if found == 1 || found == channels {
         return Ok(());
     }
@@ -67,13 +67,13 @@ fn fits(what: &str, found: usize, channels: usize) -> Result<()> {
         .limit(format!("1 or {channels}")))
 }
 
-fn at<T: Copy>(v: &[T], i: usize) -> T {
+pub(super) fn at<T: Copy>(v: &[T], i: usize) -> T {
     if v.len() == 1 { v[0] } else { v[i] }
 }
 
 /// Accumulated sums to quantised bytes: `round(sum * factor) + zero`, saturated, half to even, in f32 as
 /// runtimes compute it.
-fn requantise(
+pub(super) fn requantise(
     sums: &[i32],
     factor: impl Fn(usize) -> f32 + Sync,
     zero: i16,

@@ -5,6 +5,7 @@
 mod blocks;
 mod calibrate;
 mod dynamic;
+mod embeddings;
 mod fold;
 mod half;
 mod products;
@@ -69,6 +70,17 @@ pub enum Calibrator {
     Mse,
 }
 
+/// How a file tells what runs on integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// Float operators between QuantizeLinear and DequantizeLinear, of which every runtime makes what it has.
+    #[default]
+    Qdq,
+    /// Operators on integers, some of them ONNX Runtime's own.
+    Qoperator,
+}
+
 /// What becomes of tables of embeddings where weights are stored in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
@@ -97,6 +109,8 @@ pub struct Settings {
     pub percentile: f64,
     /// Part by which `moving-average` moves towards each batch, above 0 to 1.
     pub averaging: f32,
+    /// Form of the file that `static-int8` writes.
+    pub form: Form,
     /// Element type of activations of `static-int8`.
     pub activations: Activations,
     /// The zero points of activations, or of weights in blocks, are in the middle.
@@ -133,6 +147,7 @@ impl Default for Settings {
             calibrator: Calibrator::default(),
             percentile: 99.99,
             averaging: 0.01,
+            form: Form::default(),
             activations: Activations::default(),
             symmetric: false,
             block: 32,

@@ -3,8 +3,9 @@
 //! look-up of int8 rows and of their scales. Convolutions stay in float: `ConvInteger` is slower than
 //! the float convolution on every CPU that was measured.
 
+use super::embeddings::Pair;
 use super::products::{self, Product};
-use super::{Settings, weights};
+use super::{Settings, embeddings, weights};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, Node, NodeIndex, ValueId};
 use crate::monitor::Level;
@@ -22,8 +23,10 @@ enum Kind {
 
 const RULE: &str = "dynamic-int8";
 
-/// Smallest embedding worth a look-up of scales.
-const EMBEDDING_ROWS: usize = 256;
+/// The graph at an operator set that has DynamicQuantizeLinear.
+fn raised(graph: &Graph) -> Result<Graph> {
+    if graph.opset("").is_none_or(|v| v >= 11) { Ok(graph.clone()) } else { graph.upgrade(13) }
+}
 
 /// What to do with a node; `Err` says why a candidate is left alone, `Ok(None)` that it is none.
 fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'static str> {
@@ -31,18 +34,7 @@ fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'stat
     if let Some(product) = products::product(graph, i)? {
         return Ok(Some(Kind::Product(product)));
     }
-    if node.is("Gather") && node.attributes.int("axis", 0).unwrap_or(0) == 0 {
-        let Some(table) = node.inputs.first().copied().flatten() else { return Ok(None) };
-        if node.inputs.get(1).copied().flatten().is_none() {
-            return Ok(None);
-        }
-        let fits =
-            |t: &Tensor| t.dtype() == DType::F32 && t.shape().len() == 2 && t.shape()[0] >= EMBEDDING_ROWS;
-        if graph.initializer(table).is_some_and(fits) {
-            return Ok(Some(Kind::Embedding { table }));
-        }
-    }
-    Ok(None)
+    Ok(embeddings::table(graph, node).map(|table| Kind::Embedding { table }))
 }
 
 /// Bytes of the weights that become int8.
@@ -59,13 +51,7 @@ pub(super) fn covered(graph: &Graph, settings: &Settings) -> u64 {
 
 /// Fails where nothing would be quantised.
 pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
-    if graph.opset("").is_some_and(|v| v < 11) {
-        return Err(Error::unsupported("OPSET", "dynamic quantisation needs operator set 11 or later")
-            .field("opset_import")
-            .found(graph.opset("").unwrap_or(0))
-            .limit("11 or later")
-            .hint("export the model with a newer operator set"));
-    }
+    let graph = &raised(graph)?;
     let any = (0..graph.nodes().len())
         .any(|i| !settings.excluded(graph, i) && matches!(kind(graph, i), Ok(Some(_))));
     if any {
@@ -90,6 +76,7 @@ pub(super) fn run(
     ctx: &Ctx<'_>,
     report: &mut PassReport,
 ) -> Result<Graph> {
+    let graph = &raised(graph)?;
     let mut edit = graph.edit();
     let mut inputs: HashMap<ValueId, (ValueId, ValueId, ValueId)> = HashMap::new();
     // A weight may be a product's and an embedding's at once: each has scales along its own axis.
@@ -154,7 +141,7 @@ pub(super) fn run(
                 let pair = match quantized.get(&key) {
                     Some(pair) => pair.clone(),
                     None => {
-                        let pair = embedding_table(graph, &mut edit, table)?;
+                        let pair = embeddings::levels(graph, &mut edit, table)?;
                         quantized.entry(key).or_insert(pair).clone()
                     }
                 };
@@ -166,7 +153,7 @@ pub(super) fn run(
                     }
                 };
                 used += 1;
-                embedding(&mut edit, graph, i, *index, *y, pair);
+                embeddings::look_up(&mut edit, graph, i, *index, *y, pair);
                 report.apply(RULE, graph.label(i), "int8 rows with a scale each");
             }
         }
@@ -191,13 +178,6 @@ enum Use {
     Embedding,
 }
 
-/// Quantised weight and its scales.
-type Pair = (ValueId, ValueId);
-
-fn f32s(shape: Vec<usize>, v: Vec<f32>) -> Result<Tensor> {
-    Tensor::from_vec(shape, v)
-}
-
 fn product_weight(
     graph: &Graph,
     edit: &mut Edit,
@@ -217,7 +197,7 @@ fn product_weight(
     let values = if transposed { values.transposed(&[1, 0]) } else { values };
     Ok(Ok((
         edit.add_initializer(&format!("{name}_quantized"), values),
-        edit.add_initializer(&format!("{name}_scale"), f32s(scales, q.scales)?),
+        edit.add_initializer(&format!("{name}_scale"), Tensor::from_vec(scales, q.scales)?),
     )))
 }
 
@@ -263,44 +243,4 @@ fn product(
             Node::new("Add", vec![Some(scaled), Some(bias)], vec![Some(y)]).named(format!("{label}_bias")),
         );
     }
-}
-
-fn embedding_table(
-    graph: &Graph,
-    edit: &mut Edit,
-    table: ValueId,
-) -> Result<std::result::Result<Pair, String>> {
-    let name = graph.value_name(table).to_string();
-    let tensor = graph.initializer(table).ok_or_else(|| Error::internal("QUANTIZE", "table vanished"))?;
-    // Rows are looked up, not multiplied: nothing saturates.
-    let q = match weights::symmetric(&name, tensor, Some(0), 127.0, &[])? {
-        Ok(q) => q,
-        Err(why) => return Ok(Err(why)),
-    };
-    let rows = q.scales.len();
-    let values = Tensor::from_vec(tensor.shape().to_vec(), q.values)?;
-    Ok(Ok((
-        edit.add_initializer(&format!("{name}_rows"), values),
-        edit.add_initializer(&format!("{name}_row_scale"), f32s(vec![rows, 1], q.scales)?),
-    )))
-}
-
-fn embedding(
-    edit: &mut Edit,
-    graph: &Graph,
-    i: NodeIndex,
-    index: ValueId,
-    y: ValueId,
-    (table, scale): (ValueId, ValueId),
-) {
-    let label = graph.label(i);
-    edit.remove_node(i);
-    let axis = || Attributes::new().with("axis", Attr::Int(0));
-    let rows = edit.add_op("Gather", &[table, index], axis(), &format!("{label}_rows"));
-    let scales = edit.add_op("Gather", &[scale, index], axis(), &format!("{label}_row_scales"));
-    let to_float = Attributes::new().with("to", Attr::Int(i64::from(DType::F32.onnx())));
-    let float = edit.add_op("Cast", &[rows], to_float, &format!("{label}_float"));
-    edit.add_node(
-        Node::new("Mul", vec![Some(float), Some(scales)], vec![Some(y)]).named(format!("{label}_rescale")),
-    );
 }
