@@ -226,7 +226,7 @@ fn flags_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
 #[test]
 fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
     let home = Home::new();
-    let cases: [(&str, &str); 6] = [
+    let cases: [(&str, &str); 7] = [
         ("--scheme fp16", "scheme = 'fp16'"),
         (
             "--scheme static-int8 --equalize --smooth 0.5 --bias-correction --rounding gptq",
@@ -243,6 +243,10 @@ fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact
         (
             "--scheme weight-int4 --block 64 --rounding gptq --embeddings keep --accuracy-level 4",
             "scheme = 'weight-int4'\nblock = 64\nrounding = 'gptq'\nembeddings = 'keep'\naccuracy_level = 4",
+        ),
+        (
+            "--scheme weight-int4 --rounding k-quant --block 16 --zero-points real --accuracy-level 1",
+            "scheme = 'weight-int4'\nrounding = 'k-quant'\nblock = 16\nzero_points = 'real'\naccuracy_level = 1",
         ),
         (
             "--scheme weight-int8 --rounding hqq --block 16",

@@ -89,10 +89,14 @@ pub(super) struct Quantize {
     /// Tables of embeddings of weight-int4 and weight-int8: keep, int8 or int4 [default: int8]
     #[arg(long, value_name = "TYPE")]
     embeddings: Option<String>,
-    /// How weights are rounded: in blocks rtn, mse, hqq or gptq, on 8 bits rtn or gptq, which needs --calibration [default: rtn]
+    /// How weights are rounded: on 8 bits rtn or gptq, in blocks also mse, hqq, k-quant (better with --calibration), awq,
+    /// awq-gptq, or lossless for those that lie in blocks already; gptq and awq need --calibration [default: rtn]
     #[arg(long, value_name = "NAME")]
     rounding: Option<String>,
-    /// Least exact type that the runtime may compute in with weights in blocks, 4 for int8 [default: 0, its choice]
+    /// Zero points of weights in blocks: whole or real [default: whole]
+    #[arg(long, value_name = "KIND")]
+    zero_points: Option<String>,
+    /// Least exact type that the runtime may compute in with weights in blocks: 1 for f32, 4 for int8 [default: 4]
     #[arg(long, value_name = "LEVEL")]
     accuracy_level: Option<i64>,
     /// One scale per tensor instead of one per output channel
@@ -159,6 +163,7 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
         ("activations", args.activations),
         ("rounding", args.rounding),
         ("embeddings", args.embeddings),
+        ("zero_points", args.zero_points),
     ];
     for (name, value) in names {
         if let Some(value) = value {

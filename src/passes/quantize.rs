@@ -2,6 +2,7 @@
 //! `static-int8` (QDQ with calibrated ranges, for convolutional nets), `weight-int8` and `weight-int4` (weights
 //! in blocks, activations in float), `fp16` and `bf16` (weights stored in 16 bits, all computed in float).
 
+mod awq;
 mod blocks;
 mod calibrate;
 mod dynamic;
@@ -16,7 +17,7 @@ mod weight_only;
 mod weights;
 
 pub use self::half::{Half, stored as stored_in_half};
-pub use blocks::Rounding;
+pub use blocks::{Rounding, ZeroPoints};
 pub use calibrate::TensorReport;
 pub use ranges::Activations;
 pub use repair::{Auto, Repair, Smooth, equalized};
@@ -121,6 +122,8 @@ pub struct Settings {
     pub embeddings: Embeddings,
     /// How weights in blocks are rounded; of the int8 schemes only `gptq` changes weights.
     pub rounding: Rounding,
+    /// Zero points of weights in blocks that are not `symmetric`.
+    pub zero_points: ZeroPoints,
     /// What `gptq` adds to the moments of the data, in parts of their mean, above 0.
     pub damping: f64,
     /// Least exact type that the runtime may compute in with weights in blocks: 0 leaves it to the
@@ -153,8 +156,9 @@ impl Default for Settings {
             block: 32,
             embeddings: Embeddings::default(),
             rounding: Rounding::default(),
+            zero_points: ZeroPoints::default(),
             damping: 0.01,
-            accuracy_level: 0,
+            accuracy_level: 4,
             per_channel: true,
             reduce_range: None,
             exclude: vec![],
@@ -340,7 +344,9 @@ impl Pass for Quantize {
         }
         match (self.settings.scheme, self.settings.rounding) {
             (Scheme::StaticInt8, _) => Some("static-int8".into()),
-            (Scheme::WeightInt8 | Scheme::WeightInt4, Rounding::Gptq) => Some("rounding gptq".into()),
+            (Scheme::WeightInt8 | Scheme::WeightInt4, rounding) if rounding.needs_data() => {
+                Some("rounding gptq or awq".into())
+            }
             _ => None,
         }
     }
@@ -372,7 +378,7 @@ impl Pass for Quantize {
             Scheme::Fp16 | Scheme::Bf16 => (0, 0, half::covered(graph)),
             Scheme::WeightInt8 | Scheme::WeightInt4 => {
                 // A weight is spelled out, turned, rounded and spelled out again.
-                let moments = weight_only::memory(graph, &self.settings);
+                let moments = weight_only::memory(graph, &self.settings, true);
                 let run = if moments > 0 { bytes } else { 0 };
                 (run, moments + 4 * largest, weight_only::covered(graph, &self.settings))
             }

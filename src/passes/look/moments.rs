@@ -34,6 +34,11 @@ impl Moments {
         if centred { raw - self.sum[i] / n * (self.sum[j] / n) } else { raw }
     }
 
+    /// Mean square by feature, of features whose products were asked for.
+    pub(in crate::passes) fn power(&self) -> Vec<f32> {
+        (0..self.sum.len()).map(|i| self.about(i, i, false) as f32).collect()
+    }
+
     /// Adds positions of equal weight; `x` holds one feature a row.
     pub(in crate::passes) fn add_columns(&mut self, x: &[f32], positions: usize) {
         self.count += positions as f64;

@@ -1,13 +1,17 @@
 //! Weights in blocks of few bits: each block along the inner axis of a product has a scale and a zero
-//! point, `w = scale * (q - zero)`. How a block's grid is found, and how elements are rounded to it.
+//! point, `w = scale * (q - zero)`, or an offset, `w = scale * (q - middle) + offset`. How a block's grid is
+//! found, and how elements are rounded to it.
 
 mod gptq;
+mod lossless;
+mod step;
 
 pub(super) use gptq::Sensitivity;
 
 use crate::kernels::packed::Bits;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use step::Step;
 
 /// How weights are rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -18,13 +22,59 @@ pub enum Rounding {
     Rtn,
     /// To the nearest level of the grid with the least squared error.
     Mse,
-    /// To the nearest level of the grid with the least sum of errors to the power of 0.7, which lets few
-    /// elements be wrong so that the others are right (the objective of HQQ, Badri and Shaji 2023, over
-    /// whole zero points).
+    /// Half-quadratic: the zero point moves to where the errors lie that are left when large ones are
+    /// shrunk, by the norm of 0.7 (HQQ, Badri and Shaji 2023).
     Hqq,
+    /// Scale and minimum by least squares, each element weighing the mean square of its input on calibration
+    /// data, where there are any, and more where it is large: the search of llama.cpp's k-quants.
+    KQuant,
     /// On the grid of `mse`, one input after the other, what is wrong made up for by those that follow, so
     /// that the output of the product is right on calibration data (GPTQ, arXiv 2210.17323).
     Gptq,
+    /// On the grid of `mse`, inputs that carry much made larger before and smaller where they come from
+    /// (AWQ, arXiv 2306.00978).
+    Awq,
+    /// `gptq` on the weights that `awq` has scaled.
+    AwqGptq,
+    /// Weights that lie on a grid of blocks already keep their values; others stay in float.
+    Lossless,
+}
+
+impl Rounding {
+    /// It needs calibration data.
+    pub(super) fn needs_data(self) -> bool {
+        matches!(self, Rounding::Gptq | Rounding::Awq | Rounding::AwqGptq)
+    }
+
+    /// Weights are scaled before they are rounded.
+    pub(super) fn scales(self) -> bool {
+        matches!(self, Rounding::Awq | Rounding::AwqGptq)
+    }
+
+    /// Weights are rounded by what is known of the data, where there are any.
+    pub(super) fn uses_data(self) -> bool {
+        matches!(self, Rounding::Gptq | Rounding::AwqGptq | Rounding::KQuant)
+    }
+}
+
+/// What zero points may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum ZeroPoints {
+    /// One of the levels.
+    #[default]
+    Whole,
+    /// Any number: a block has an f32 that is added to its elements instead, and the product gets sums over
+    /// blocks of its data times these.
+    Real,
+}
+
+/// Where the zero point of a block may lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Zero {
+    Middle,
+    Whole,
+    Real,
 }
 
 /// The shape of a grid.
@@ -33,8 +83,7 @@ pub(super) struct Form {
     pub(super) bits: Bits,
     /// Elements of a block.
     pub(super) block: usize,
-    /// The zero point is in the middle.
-    pub(super) symmetric: bool,
+    pub(super) zero: Zero,
 }
 
 /// A quantised weight `[outputs, inputs]`.
@@ -46,95 +95,76 @@ pub(super) struct Blocks {
     pub(super) scales: Vec<f32>,
     /// `[outputs, blocks]`.
     pub(super) zeros: Vec<u8>,
+    /// What is added to each element of a block, `[outputs, blocks]`; zeros unless zero points are real.
+    pub(super) offsets: Vec<f32>,
 }
 
-/// Scale and zero point of a block.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Step {
-    scale: f32,
-    zero: u8,
-}
-
-impl Step {
-    fn level(self, w: f32, bits: Bits) -> u8 {
-        let level = (w / self.scale).round_ties_even() + f32::from(self.zero);
-        level.clamp(0.0, f32::from(bits.most())) as u8
-    }
-
-    fn value(self, level: u8) -> f32 {
-        self.scale * (f32::from(level) - f32::from(self.zero))
-    }
-
-    /// The grid that reaches over all elements of `block`.
-    fn over(block: &[f32], form: Form) -> Step {
-        let (min, max) = block.iter().fold((0f32, 0f32), |(a, b), w| (a.min(*w), b.max(*w)));
-        let most = f32::from(form.bits.most());
-        if form.symmetric {
-            // One side has a level more; it goes to the furthest element.
-            let furthest = if -min > max { min } else { max };
-            let scale = furthest / -f32::from(form.bits.middle());
-            return Step { scale: sound(scale), zero: form.bits.middle() };
-        }
-        let scale = sound((max - min) / most);
-        Step { scale, zero: (-min / scale).round_ties_even().clamp(0.0, most) as u8 }
-    }
-
-    /// The grid with the least sum of `cost` of errors among narrower and wider ones.
-    fn least(block: &[f32], form: Form, cost: impl Fn(f32) -> f32) -> Step {
-        let whole = Step::over(block, form);
-        let cost = |step: Step| -> f32 {
-            block.iter().map(|w| cost(w - step.value(step.level(*w, form.bits)))).sum()
-        };
-        let mut best = (cost(whole), whole);
-        for part in (0..14).map(|k| 1.05 - 0.03 * k as f32) {
-            let scale = sound(whole.scale * part);
-            let near = if form.symmetric { 0..=0 } else { -1..=1 };
-            for zero in
-                near.filter_map(|d| whole.zero.checked_add_signed(d)).filter(|z| *z <= form.bits.most())
-            {
-                let step = Step { scale, zero };
-                let found = cost(step);
-                if found < best.0 {
-                    best = (found, step);
-                }
-            }
-        }
-        best.1
-    }
-}
-
-/// A scale that can be divided by.
-fn sound(scale: f32) -> f32 {
-    if scale.abs() < f32::MIN_POSITIVE || !scale.is_finite() { 1.0 } else { scale }
+/// What an element weighs in a search for a grid.
+#[derive(Debug, Clone, Copy)]
+struct Weighing<'a> {
+    /// Mean square of each input of the block, where it is known.
+    inputs: Option<&'a [f32]>,
+    /// Mean square of the row.
+    power: f32,
 }
 
 impl Blocks {
     fn empty(outputs: usize, inputs: usize, form: Form) -> Blocks {
         let blocks = outputs * inputs.div_ceil(form.block);
-        Blocks { levels: vec![0; outputs * inputs], scales: vec![0.0; blocks], zeros: vec![0; blocks] }
+        Blocks {
+            levels: vec![0; outputs * inputs],
+            scales: vec![0.0; blocks],
+            zeros: vec![0; blocks],
+            offsets: vec![0.0; blocks],
+        }
     }
 
-    /// `w` `[outputs, inputs]` rounded block by block.
-    pub(super) fn rounded(w: &[f32], inputs: usize, form: Form, rounding: Rounding) -> Blocks {
+    fn step(&self, at: usize) -> Step {
+        Step { scale: self.scales[at], zero: self.zeros[at], offset: self.offsets[at] }
+    }
+
+    fn set(&mut self, at: usize, step: Step) {
+        (self.scales[at], self.zeros[at], self.offsets[at]) = (step.scale, step.zero, step.offset);
+    }
+
+    /// `w` `[outputs, inputs]` rounded block by block. `power` is the mean square of each input, where it is
+    /// known; the rounding `k-quant` goes by it.
+    pub(super) fn rounded(
+        w: &[f32],
+        inputs: usize,
+        form: Form,
+        rounding: Rounding,
+        power: Option<&[f32]>,
+    ) -> Blocks {
         let mut out = Blocks::empty(w.len() / inputs, inputs, form);
-        let per_row = inputs.div_ceil(form.block);
-        out.levels
+        let steps: Vec<Vec<Step>> = out
+            .levels
             .par_chunks_mut(inputs)
-            .zip(out.scales.par_chunks_mut(per_row).zip(out.zeros.par_chunks_mut(per_row)))
             .zip(w.par_chunks(inputs))
-            .for_each(|((levels, (scales, zeros)), w)| {
-                let grids = scales.iter_mut().zip(zeros);
-                let blocks = levels.chunks_mut(form.block).zip(w.chunks(form.block)).zip(grids);
-                for ((levels, w), (scale, zero)) in blocks {
+            .map(|(levels, w)| {
+                let row = w.iter().map(|w| w * w).sum::<f32>() / inputs as f32;
+                let blocks = levels.chunks_mut(form.block).zip(w.chunks(form.block)).enumerate();
+                let one = |(at, (levels, w)): (usize, (&mut [u8], &[f32]))| -> Step {
                     let step = match rounding {
                         Rounding::Rtn => Step::over(w, form),
-                        Rounding::Hqq => Step::least(w, form, |e| e.abs().powf(0.7)),
-                        Rounding::Mse | Rounding::Gptq => Step::least(w, form, |e| e * e),
+                        Rounding::Hqq => Step::half_quadratic(w, form),
+                        Rounding::KQuant => {
+                            let of = power.map(|p| &p[at * form.block..][..w.len()]);
+                            Step::fitted(w, form, Some(Weighing { inputs: of, power: row }))
+                        }
+                        Rounding::Mse
+                        | Rounding::Awq
+                        | Rounding::Gptq
+                        | Rounding::AwqGptq
+                        | Rounding::Lossless => Step::least(w, form),
                     };
                     levels.iter_mut().zip(w).for_each(|(q, w)| *q = step.level(*w, form.bits));
-                    (*scale, *zero) = (step.scale, step.zero);
-                }
-            });
+                    step
+                };
+                blocks.map(one).collect()
+            })
+            .collect();
+        steps.into_iter().flatten().enumerate().for_each(|(at, step)| out.set(at, step));
         out
     }
 
@@ -143,7 +173,7 @@ impl Blocks {
         let per_row = inputs.div_ceil(form.block);
         let one = |(i, q): (usize, &u8)| {
             let at = i / inputs * per_row + i % inputs / form.block;
-            Step { scale: self.scales[at], zero: self.zeros[at] }.value(*q)
+            self.step(at).value(*q)
         };
         self.levels.par_iter().enumerate().map(one).collect()
     }

@@ -325,3 +325,119 @@ fn a_table_that_is_the_head_as_well_is_stored_once() {
         }
     }
 }
+
+/// `y = norm(x); (y @ up * silu(y @ gate)) @ down`, with 32 channels and 48 units.
+fn gated() -> Graph {
+    let mut edit = Edit::new("gated", &[("", 23)]);
+    let shape = Some(vec![Dim::symbol("n"), Dim::symbol("s"), Dim::from(32i64)]);
+    let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape });
+    let mut seed = 1u32;
+    let mut weight = |edit: &mut Edit, name: &str, shape: &[usize]| {
+        let mut one = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let w: Vec<f32> = (0..shape.iter().product::<usize>()).map(|_| one() + one() + one()).collect();
+        edit.add_initializer(name, Tensor::from_vec(shape.to_vec(), w).unwrap())
+    };
+    let gamma: Vec<f32> = (0..32).map(|i| if i % 11 == 3 { 8.0 } else { 0.7 }).collect();
+    let gamma = edit.add_initializer("gamma", Tensor::from_vec(vec![32], gamma).unwrap());
+    let y = edit.add_op("RMSNormalization", &[x, gamma], Attributes::new(), "y");
+    let [up, gate] = ["up", "gate"].map(|name| {
+        let w = weight(&mut edit, &format!("{name}_weight"), &[32, 48]);
+        edit.add_op("MatMul", &[y, w], Attributes::new(), name)
+    });
+    let sigmoid = edit.add_op("Sigmoid", &[gate], Attributes::new(), "sigmoid");
+    let silu = edit.add_op("Mul", &[gate, sigmoid], Attributes::new(), "silu");
+    let hidden = edit.add_op("Mul", &[silu, up], Attributes::new(), "hidden");
+    let down = weight(&mut edit, "down_weight", &[48, 32]);
+    let down = edit.add_op("MatMul", &[hidden, down], Attributes::new(), "down");
+    edit.add_output(down);
+    edit.commit().unwrap()
+}
+
+fn gated_rows() -> Samples {
+    let x: Vec<f32> = (0..2 * 40 * 32).map(|i| ((i * 31 % 97) as f32 - 48.0) / 40.0).collect();
+    given(vec![("x".into(), Tensor::from_vec(vec![2, 40, 32], x).unwrap())])
+}
+
+fn gated_outputs(graph: &Graph) -> Vec<f32> {
+    let batch = gated_rows().batch(&[0]).unwrap();
+    let found = crate::execute::Executor::new(graph).unwrap().run(&batch.inputs).unwrap();
+    found[0].1.to_vec::<f32>().unwrap()
+}
+
+/// Power of the difference of outputs as a part of their power.
+fn apart(graph: &Graph, from: &Graph) -> f32 {
+    let (found, wanted) = (gated_outputs(graph), gated_outputs(from));
+    let power: f32 = wanted.iter().map(|w| w * w).sum();
+    found.iter().zip(&wanted).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / power
+}
+
+#[test]
+fn real_zero_points_add_what_they_stand_for() {
+    let (graph, data) = (gated(), gated_rows());
+    for rounding in ["rtn", "mse", "hqq", "k-quant", "gptq", "awq", "awq-gptq"] {
+        let text =
+            format!("scheme = 'weight-int4'\nzero_points = 'real'\nblock = 16\nrounding = '{rounding}'");
+        let (quantized, report) = pass(&text).run(&graph, &mut ctx(Some(&data))).unwrap();
+        let count = |op: &str| quantized.nodes().iter().filter(|n| n.is(op) || n.op_type == op).count();
+        assert_eq!((count("MatMulNBits"), count("Add"), count("MatMul")), (3, 3, 3), "{report:?}");
+        // Two products read the same sums.
+        assert_eq!(count("ReduceSum"), 2);
+        let off = apart(&quantized, &graph);
+        assert!(off < 0.01, "{rounding} {off}");
+    }
+}
+
+#[test]
+fn weights_that_lie_in_blocks_keep_their_values() {
+    let (graph, data) = (gated(), gated_rows());
+    let pass = pass("scheme = 'weight-int4'\nblock = 16\nrounding = 'lossless'");
+    assert_eq!(pass.run(&graph, &mut ctx(Some(&data))).unwrap_err().code(), "NOTHING-TO-QUANTIZE");
+    let mut edit = graph.edit();
+    for (v, tensor) in graph.initializers().filter(|(_, t)| t.shape().len() == 2) {
+        let on = |w: &f32| (w * 8.0).round().clamp(-7.0, 7.0) / 64.0 + 0.503;
+        let w: Vec<f32> = tensor.to_f32s().unwrap().iter().map(on).collect();
+        edit.set_initializer(v, Tensor::from_vec(tensor.shape().to_vec(), w).unwrap());
+    }
+    let graph = edit.commit().unwrap();
+    let (stored, report) = pass.run(&graph, &mut ctx(None)).unwrap();
+    assert!(report.applied.iter().all(|a| a.detail.contains("as they are")), "{report:?}");
+    assert_eq!(report.applied.len(), 3);
+    let off = apart(&stored, &graph);
+    assert!(off < 1e-10, "{off}");
+}
+
+#[test]
+fn scales_of_inputs_leave_the_function_and_lower_the_error() {
+    let (graph, data) = (gated(), gated_rows());
+    let run = |graph: &Graph, rounding: &str| {
+        let text = format!("scheme = 'weight-int4'\nblock = 16\nrounding = '{rounding}'");
+        pass(&text).run(graph, &mut ctx(Some(&data))).unwrap()
+    };
+    let settings =
+        Settings { scheme: Scheme::WeightInt4, block: 16, rounding: Rounding::Awq, ..Settings::default() };
+    let mut report = PassReport::new("quantize");
+    let scaled = awq::scaled(&graph, &settings, &ctx(Some(&data)), &mut report).unwrap();
+    assert_eq!(report.applied.len(), 2, "{report:?}");
+    let changed = |name: &str| {
+        let of = |g: &Graph| g.initializer(g.find(name).unwrap()).unwrap().to_f32s().unwrap();
+        of(&graph) != of(&scaled)
+    };
+    assert!(["gamma", "up_weight", "gate_weight", "down_weight"].into_iter().all(changed));
+    let off = apart(&scaled, &graph);
+    assert!(off < 1e-10, "{off}");
+    let [mse, awq, both] = ["mse", "awq", "awq-gptq"].map(|r| apart(&run(&graph, r).0, &graph));
+    assert!(awq < 0.9 * mse && both < awq, "{mse} {awq} {both}");
+
+    // Another reader of the data keeps them as they are.
+    let mut edit = graph.edit();
+    let (y, down) = (graph.find("y").unwrap(), graph.find("down").unwrap());
+    let sum = edit.add_op("Add", &[down, y], Attributes::new(), "sum");
+    edit.remove_output(down);
+    edit.add_output(sum);
+    let (_, report) = run(&edit.commit().unwrap(), "awq");
+    let reason = |why: &str| report.skipped.iter().any(|s| s.rule == "awq" && s.reason.contains(why));
+    assert!(reason("something else reads its data"), "{report:?}");
+}

@@ -4,36 +4,35 @@
 //! Tables of embeddings become `GatherBlockQuantized`; one that is the output head as well is stored once, in
 //! the bits of a table.
 
-use super::blocks::{Blocks, Form, Rounding, Sensitivity};
+use super::awq;
+use super::blocks::{Form, Rounding, Sensitivity, Zero, ZeroPoints};
 use super::products::{self, Product};
-use super::{Embeddings, Scheme, Settings, calibrate, weights};
+use super::{Embeddings, Scheme, Settings};
 use crate::error::{Error, Result};
-use crate::evaluate::samples::Positions;
-use crate::execute::{Executor, Overrides, Seen};
-use crate::graph::{Edit, Graph, Node, NodeIndex, ValueId};
+use crate::graph::{Graph, NodeIndex, ValueId};
 use crate::kernels::packed::Bits;
 use crate::monitor::Level;
-use crate::ops::float::elements;
-use crate::ops::{Attr, Attributes};
-use crate::passes::look::{Look, Moments};
 use crate::passes::optimize::drop_unused_constants;
 use crate::passes::{Ctx, PassReport};
-use crate::tensor::{DType, Tensor, Value};
+use crate::tensor::{DType, Tensor};
+use moments::CAP;
+pub(super) use moments::{fitting, gather};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use write::{Known, Matrix, Stored, Writer};
 
-const DOMAIN: &str = "com.microsoft";
-/// Most memory for second moments at once.
-const CAP: u64 = 1 << 30;
+mod moments;
+mod write;
 
 /// A product that is quantised.
-struct Chosen {
-    node: NodeIndex,
-    product: Product,
-    data: ValueId,
-    inputs: usize,
-    outputs: usize,
-    form: Form,
+#[derive(Debug, Clone)]
+pub(super) struct Chosen {
+    pub(super) node: NodeIndex,
+    pub(super) product: Product,
+    pub(super) data: ValueId,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) form: Form,
 }
 
 /// A look-up that is quantised: rows of a table by index.
@@ -48,11 +47,23 @@ struct Lookup {
 /// Fewest rows of a table that is worth it.
 const ROWS: usize = 256;
 
+impl Chosen {
+    fn matrix(&self) -> Matrix {
+        let Product { weight, transposed, .. } = self.product;
+        Matrix { node: self.node, weight, transposed, shape: (self.inputs, self.outputs), form: self.form }
+    }
+}
+
 impl Settings {
     /// The grid of weights of `weight-int4` and `weight-int8`.
     fn form(&self) -> Form {
         let bits = if self.scheme == Scheme::WeightInt8 { Bits::Eight } else { Bits::Four };
-        Form { bits, block: self.block, symmetric: self.symmetric }
+        let zero = match self.zero_points {
+            _ if self.symmetric => Zero::Middle,
+            ZeroPoints::Whole => Zero::Whole,
+            ZeroPoints::Real => Zero::Real,
+        };
+        Form { bits, block: self.block, zero }
     }
 
     /// The grid of tables of embeddings, if they are quantised.
@@ -62,7 +73,9 @@ impl Settings {
             Embeddings::Int8 => Bits::Eight,
             Embeddings::Int4 => Bits::Four,
         };
-        Some(Form { bits, ..self.form() })
+        // Rows that are looked up get nothing added.
+        let zero = if self.symmetric { Zero::Middle } else { Zero::Whole };
+        Some(Form { bits, zero, ..self.form() })
     }
 
     fn rule(&self) -> &'static str {
@@ -90,7 +103,8 @@ fn lookups(graph: &Graph, settings: &Settings) -> Vec<Lookup> {
     }
 }
 
-fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport>) -> Vec<Chosen> {
+/// Products to quantise; the report gets those that cannot be.
+pub(super) fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport>) -> Vec<Chosen> {
     let tables: BTreeSet<ValueId> = lookups(graph, settings).iter().map(|l| l.table).collect();
     let mut out = Vec::new();
     for node in 0..graph.nodes().len() {
@@ -124,6 +138,10 @@ fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport
             skip("it sums over fewer inputs than a block has");
             continue;
         }
+        if settings.form().zero == Zero::Real && inputs % settings.block != 0 {
+            skip("its inputs are no multiple of a block, as real zero points ask for");
+            continue;
+        }
         let vector = |b: ValueId| graph.initializer(b).is_some_and(|t| t.shape() == [outputs]);
         if product.bias.is_some_and(|b| !vector(b)) {
             skip("its bias is no constant vector");
@@ -145,13 +163,16 @@ pub(super) fn covered(graph: &Graph, settings: &Settings) -> u64 {
 }
 
 /// Memory for second moments, where the rounding looks at data.
-pub(super) fn memory(graph: &Graph, settings: &Settings) -> u64 {
-    if settings.rounding != Rounding::Gptq {
+pub(super) fn memory(graph: &Graph, settings: &Settings, data: bool) -> u64 {
+    let rounding = settings.rounding;
+    if !(rounding.uses_data() || rounding.scales()) || !data {
         return 0;
     }
+    // Scaled weights are held until they are rounded.
+    let scaled = if rounding.scales() { covered(graph, settings) } else { 0 };
     let largest = chosen(graph, settings, None).iter().map(|c| c.inputs).max().unwrap_or(0) as u64;
     // One matrix of f32 a value, and five of f64 while one is turned into a factor.
-    CAP + 44 * largest * largest
+    CAP + 44 * largest * largest + scaled
 }
 
 /// Fails where nothing would be quantised.
@@ -172,8 +193,14 @@ pub(super) fn run(
     ctx: &Ctx<'_>,
     report: &mut PassReport,
 ) -> Result<Graph> {
+    let scaled = match settings.rounding.scales() {
+        true => Some(awq::scaled(graph, settings, ctx, report)?),
+        false => None,
+    };
+    let graph = scaled.as_ref().unwrap_or(graph);
     let chosen = chosen(graph, settings, Some(report));
-    let mut edit = graph.edit();
+    let look = settings.rounding.uses_data() && ctx.calibration.is_some();
+    let mut writer = Writer::of(graph, settings)?;
     let mut done: BTreeMap<(ValueId, bool), Stored> = BTreeMap::new();
     let (mut used, mut at) = (0u64, 0);
     let refused = |report: &mut PassReport, node: NodeIndex, why: String| {
@@ -181,12 +208,12 @@ pub(super) fn run(
         report.skip(settings.rule(), graph.label(node), why);
     };
     while at < chosen.len() {
-        let upto = at + fitting(&chosen[at..], settings);
-        let moments = match settings.rounding {
-            Rounding::Gptq => gather(graph, &chosen[at..upto], settings, ctx)?,
-            _ => BTreeMap::new(),
+        let upto = if look { at + fitting(&chosen[at..]) } else { chosen.len() };
+        let moments = match look {
+            true => gather(graph, &chosen[at..upto], settings, ctx)?,
+            false => BTreeMap::new(),
         };
-        let mut known: Option<(ValueId, Option<Sensitivity>)> = None;
+        let mut known: Option<(ValueId, Known)> = None;
         ctx.monitor.phase("quantize: weights", Some(chosen.len() as u64));
         for one in &chosen[at..upto] {
             ctx.monitor.check()?;
@@ -195,12 +222,19 @@ pub(super) fn run(
             let stored = match done.entry((one.product.weight, one.product.transposed)) {
                 Entry::Occupied(stored) => stored.into_mut(),
                 Entry::Vacant(place) => {
-                    if known.as_ref().is_none_or(|(v, _)| *v != one.data) {
-                        let of = moments.get(&one.data).and_then(|m| Sensitivity::of(m, settings.damping));
-                        known = Some((one.data, of));
-                    }
-                    let sensitivity = known.as_ref().and_then(|(_, s)| s.as_ref());
-                    match stored(graph, &mut edit, &one.matrix(), settings, sensitivity)? {
+                    let known = match &mut known {
+                        Some((v, known)) if *v == one.data => known,
+                        slot => {
+                            let found = match (moments.get(&one.data), settings.rounding) {
+                                (None, _) => Known::Nothing,
+                                (Some(m), Rounding::KQuant) => Known::Power(m.power()),
+                                (Some(m), _) => Sensitivity::of(m, settings.damping)
+                                    .map_or(Known::Nothing, Known::Moments),
+                            };
+                            &mut slot.insert((one.data, found)).1
+                        }
+                    };
+                    match writer.stored(&one.matrix(), known)? {
                         Ok(stored) => place.insert(stored),
                         Err(why) => {
                             refused(report, one.node, why);
@@ -209,7 +243,7 @@ pub(super) fn run(
                     }
                 }
             };
-            write(graph, &mut edit, one, settings, stored);
+            writer.product(one, stored)?;
             report.apply(settings.rule(), graph.label(one.node), stored.told.clone());
             used += 1;
         }
@@ -222,7 +256,7 @@ pub(super) fn run(
             Entry::Vacant(place) => {
                 let shape = (lookup.width, lookup.rows);
                 let table = Matrix { node: lookup.node, weight: lookup.table, transposed: true, shape, form };
-                match stored(graph, &mut edit, &table, settings, None)? {
+                match writer.stored(&table, &Known::Nothing)? {
                     Ok(stored) => place.insert(stored),
                     Err(why) => {
                         refused(report, lookup.node, why);
@@ -231,216 +265,23 @@ pub(super) fn run(
                 }
             }
         };
-        look_up(graph, &mut edit, &lookup, form, stored)?;
+        if stored.form.zero == Zero::Real {
+            refused(report, lookup.node, "rows of a grid with real zero points cannot be looked up".into());
+            continue;
+        }
+        writer.look_up(&lookup, stored)?;
         report.apply(settings.rule(), graph.label(lookup.node), format!("a table, {}", stored.told));
         used += 1;
     }
     if used == 0 {
-        return Err(super::all_refused(report));
+        return Err(match settings.rounding {
+            Rounding::Lossless => {
+                Error::unsupported("NOTHING-TO-QUANTIZE", "no weight lies on a grid of blocks")
+                    .hint("choose the `block` that the weights were stored in, or another `rounding`")
+            }
+            _ => super::all_refused(report),
+        });
     }
     report.facts.insert("quantized_nodes".into(), used as f64);
-    edit.set_opset(DOMAIN, 1);
-    drop_unused_constants(graph, edit.commit()?)
-}
-
-/// How many of the products, from the first on, have moments that fit under the cap; one at least.
-fn fitting(chosen: &[Chosen], settings: &Settings) -> usize {
-    if settings.rounding != Rounding::Gptq {
-        return chosen.len();
-    }
-    let (mut bytes, mut seen) = (0u64, BTreeSet::new());
-    let fits = chosen.iter().take_while(|c| {
-        if seen.insert(c.data) {
-            bytes += 4 * (c.inputs * c.inputs) as u64;
-        }
-        bytes <= CAP
-    });
-    fits.count().max(1)
-}
-
-/// Second moments of what flows into products.
-fn gather(
-    graph: &Graph,
-    chosen: &[Chosen],
-    settings: &Settings,
-    ctx: &Ctx<'_>,
-) -> Result<BTreeMap<ValueId, Moments>> {
-    let look = Look { data: calibrate::data(ctx)?, samples: settings.samples, batch: 0 };
-    let mut moments: BTreeMap<ValueId, Moments> = BTreeMap::new();
-    for c in chosen {
-        moments.entry(c.data).or_insert_with(|| Moments::of(c.inputs, true));
-    }
-    let wanted: BTreeSet<ValueId> = moments.keys().copied().collect();
-    let executor = Executor::new(graph)?;
-    let none = Overrides::new();
-    look.each("quantize: look at what products read", ctx.monitor, 0, &mut |_, batch| {
-        let positions = Positions::of(batch)?;
-        let mut add = |v: ValueId, value: &Value| -> Result<()> {
-            ctx.monitor.check()?;
-            let Some(moments) = moments.get_mut(&v) else { return Ok(()) };
-            let float = value.float()?;
-            let shape = float.dims();
-            let axis = shape.len().saturating_sub(1);
-            let x = elements::<f32>(float)?;
-            let shown = positions.rows_of(shape, axis);
-            let lines = x.chunks(shape[axis].max(1)).zip(&shown).filter(|(_, row)| row.is_some());
-            let rows: Vec<f32> = lines.flat_map(|(line, _)| line.iter().copied()).collect();
-            let count = rows.len() / shape[axis].max(1);
-            moments.add_rows(rows, &vec![1.0; count]);
-            Ok(())
-        };
-        for (name, tensor) in &batch.inputs {
-            if let Some(v) = graph.find(name).filter(|v| wanted.contains(v)) {
-                add(v, &Value::load(tensor)?)?;
-            }
-        }
-        executor.run_tapped(&batch.inputs, &none, Seen::Of(&|v| wanted.contains(&v)), &mut add).map(drop)
-    })?;
-    for (v, m) in &moments {
-        if !m.sum.iter().all(|s| s.is_finite()) {
-            return Err(Error::invalid("CALIBRATION-NAN", "calibration met a value that is not finite")
-                .field(format!("value \"{}\"", graph.value_name(*v))));
-        }
-    }
-    Ok(moments)
-}
-
-/// A weight that is written.
-struct Stored {
-    weight: ValueId,
-    scales: ValueId,
-    zeros: Option<ValueId>,
-    told: String,
-}
-
-/// A weight to be rounded.
-struct Matrix {
-    /// A node that reads it.
-    node: NodeIndex,
-    weight: ValueId,
-    /// It is `[outputs, inputs]`.
-    transposed: bool,
-    /// Inputs and outputs.
-    shape: (usize, usize),
-    form: Form,
-}
-
-impl Chosen {
-    fn matrix(&self) -> Matrix {
-        let Product { weight, transposed, .. } = self.product;
-        Matrix { node: self.node, weight, transposed, shape: (self.inputs, self.outputs), form: self.form }
-    }
-}
-
-fn stored(
-    graph: &Graph,
-    edit: &mut Edit,
-    one: &Matrix,
-    settings: &Settings,
-    sensitivity: Option<&Sensitivity>,
-) -> Result<std::result::Result<Stored, String>> {
-    let name = graph.value_name(one.weight);
-    let tensor = graph
-        .initializer(one.weight)
-        .ok_or_else(|| Error::internal("QUANTIZE", "weight vanished").node(graph.label(one.node)))?;
-    let bad = weights::not_finite(tensor)?;
-    if bad > 0 {
-        return Ok(Err(weights::refusal(name, bad, tensor.len())));
-    }
-    let w = match one.transposed {
-        true => tensor.to_f32s()?,
-        false => tensor.transposed(&[1, 0]).to_f32s()?,
-    };
-    let (form, (inputs, outputs)) = (one.form, one.shape);
-    let blocks = match sensitivity {
-        Some(s) => s.rounded(&w, form),
-        None => Blocks::rounded(&w, inputs, form, settings.rounding),
-    };
-    let spelled = blocks.spelled(inputs, form);
-    let part = match sensitivity {
-        Some(s) => s.error(&w, &spelled),
-        None => {
-            let squared = |x: f32| f64::from(x).powi(2);
-            (w.iter().zip(&spelled).map(|(a, b)| squared(a - b)).sum(), w.iter().copied().map(squared).sum())
-        }
-    };
-    let of = if sensitivity.is_some() { "outputs" } else { "weight" };
-    let told = format!(
-        "{} bits in blocks of {}, error of the {of} {:.1} dB",
-        form.bits.width(),
-        form.block,
-        10.0 * (part.0 / part.1.max(f64::MIN_POSITIVE)).max(1e-30).log10()
-    );
-    let (rows, per_row) = (outputs, inputs.div_ceil(form.block));
-    let bytes = form.bits.bytes(form.block);
-    let packed = Tensor::from_vec(vec![rows, per_row, bytes], blocks.packed(inputs, form))?;
-    let zeros = match form.symmetric {
-        true => None,
-        false => {
-            let zeros =
-                Tensor::from_vec(vec![rows * form.bits.bytes(per_row)], blocks.packed_zeros(inputs, form))?;
-            Some(edit.add_initializer(&format!("{name}_zero_points"), zeros))
-        }
-    };
-    let scales = Tensor::from_vec(vec![rows * per_row], blocks.scales)?;
-    Ok(Ok(Stored {
-        weight: edit.add_initializer(&format!("{name}_quantized"), packed),
-        scales: edit.add_initializer(&format!("{name}_scales"), scales),
-        zeros,
-        told,
-    }))
-}
-
-fn write(graph: &Graph, edit: &mut Edit, one: &Chosen, settings: &Settings, stored: &Stored) {
-    let (node, form) = (graph.node(one.node), one.form);
-    let mut inputs = vec![Some(one.data), Some(stored.weight), Some(stored.scales), stored.zeros];
-    inputs.extend(one.product.bias.map(|bias| [None, Some(bias)]).into_iter().flatten());
-    while inputs.last() == Some(&None) {
-        inputs.pop();
-    }
-    let sizes =
-        [("K", one.inputs), ("N", one.outputs), ("bits", form.bits.width()), ("block_size", form.block)];
-    let attributes =
-        sizes.into_iter().fold(Attributes::new(), |a, (name, n)| a.with(name, Attr::Int(n as i64)));
-    let attributes = match settings.accuracy_level {
-        0 => attributes,
-        level => attributes.with("accuracy_level", Attr::Int(level)),
-    };
-    let label = graph.label(one.node);
-    edit.remove_node(one.node);
-    edit.add_node(
-        Node::new("MatMulNBits", inputs, node.outputs.clone())
-            .with(attributes)
-            .in_domain(DOMAIN)
-            .named(format!("{label}_MatMulNBits")),
-    );
-}
-
-/// A look-up in a stored table, whose parts have the axes that a product wants: here they are `[rows, ..]`.
-fn look_up(graph: &Graph, edit: &mut Edit, one: &Lookup, form: Form, stored: &Stored) -> Result<()> {
-    let (label, outputs) = (graph.label(one.node), graph.node(one.node).outputs.clone());
-    let blocks = one.width / form.block;
-    edit.remove_node(one.node);
-    let mut by_row = |part: ValueId, what: &str, width: usize| -> Result<ValueId> {
-        let shape = Tensor::from_vec(vec![2], vec![one.rows as i64, width as i64])?;
-        let shape = edit.add_initializer(&format!("{label}_{what}_shape"), shape);
-        Ok(edit.add_op("Reshape", &[part, shape], Attributes::new(), &format!("{label}_{what}")))
-    };
-    let table = by_row(stored.weight, "table", form.bits.bytes(one.width))?;
-    let scales = by_row(stored.scales, "scales", blocks)?;
-    let zeros =
-        stored.zeros.map(|zeros| by_row(zeros, "zero_points", form.bits.bytes(blocks))).transpose()?;
-    let mut inputs = vec![Some(table), Some(one.index), Some(scales)];
-    inputs.extend(zeros.map(Some));
-    let numbers =
-        [("bits", form.bits.width()), ("block_size", form.block), ("gather_axis", 0), ("quantize_axis", 1)];
-    let attributes =
-        numbers.into_iter().fold(Attributes::new(), |a, (name, n)| a.with(name, Attr::Int(n as i64)));
-    edit.add_node(
-        Node::new("GatherBlockQuantized", inputs, outputs)
-            .with(attributes)
-            .in_domain(DOMAIN)
-            .named(format!("{label}_GatherBlockQuantized")),
-    );
-    Ok(())
+    drop_unused_constants(graph, writer.commit()?)
 }

@@ -1,7 +1,8 @@
 //! GPTQ (Frantar et al., arXiv 2210.17323): inputs of a product are rounded one after the other, and the
 //! error of each is made up for by those that are still to come, as the second moments of the data tell.
 
-use super::{Blocks, Form, Step};
+use super::step::Step;
+use super::{Blocks, Form};
 use crate::kernels::cholesky::Cholesky;
 use crate::passes::look::Moments;
 use rayon::prelude::*;
@@ -63,29 +64,32 @@ impl Sensitivity {
         let n = self.inputs;
         let mut out = Blocks::empty(w.len() / n, n, form);
         let per_row = n.div_ceil(form.block);
-        out.levels
+        let start = Step { scale: 1.0, zero: 0, offset: 0.0 };
+        let grids: Vec<Vec<Step>> = out
+            .levels
             .par_chunks_mut(TILE * n)
-            .zip(out.scales.par_chunks_mut(TILE * per_row).zip(out.zeros.par_chunks_mut(TILE * per_row)))
             .zip(w.par_chunks(TILE * n))
-            .for_each(|((levels, (scales, zeros)), w)| {
+            .map(|(levels, w)| {
                 let mut w = w.to_vec();
-                let mut steps = vec![Step { scale: 1.0, zero: 0 }; w.len() / n];
+                let mut grids = vec![start; w.len() / n * per_row];
                 for i in 0..n {
                     let upper = &self.upper[i * n + i..(i + 1) * n];
-                    for (row, (w, step)) in w.chunks_mut(n).zip(&mut steps).enumerate() {
+                    let at = i / form.block;
+                    for (row, (w, grid)) in w.chunks_mut(n).zip(grids.chunks_mut(per_row)).enumerate() {
                         if i % form.block == 0 {
                             // The grid of a block is settled when the errors of all before are in it.
-                            *step = Step::least(&w[i..(i + form.block).min(n)], form, |e| e * e);
-                            let at = row * per_row + i / form.block;
-                            (scales[at], zeros[at]) = (step.scale, step.zero);
+                            grid[at] = Step::least(&w[i..(i + form.block).min(n)], form);
                         }
-                        let level = step.level(w[i], form.bits);
+                        let level = grid[at].level(w[i], form.bits);
                         levels[row * n + i] = level;
-                        let error = (w[i] - step.value(level)) / upper[0];
+                        let error = (w[i] - grid[at].value(level)) / upper[0];
                         w[i..].iter_mut().zip(upper).for_each(|(w, u)| *w -= error * u);
                     }
                 }
-            });
+                grids
+            })
+            .collect();
+        grids.into_iter().flatten().enumerate().for_each(|(at, step)| out.set(at, step));
         out
     }
 

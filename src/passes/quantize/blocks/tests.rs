@@ -6,7 +6,15 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 fn form(bits: Bits, block: usize, symmetric: bool) -> Form {
-    Form { bits, block, symmetric }
+    Form { bits, block, zero: if symmetric { Zero::Middle } else { Zero::Whole } }
+}
+
+fn real(bits: Bits, block: usize) -> Form {
+    Form { bits, block, zero: Zero::Real }
+}
+
+fn rounded(w: &[f32], inputs: usize, form: Form, rounding: Rounding) -> Blocks {
+    Blocks::rounded(w, inputs, form, rounding, None)
 }
 
 fn noise(n: usize, seed: u64) -> Vec<f32> {
@@ -25,7 +33,7 @@ fn what_lies_on_a_grid_stays_and_the_rest_is_at_most_half_a_step_off() {
             let form = form(bits, 16, symmetric);
             // A last block that is not full.
             let w = noise(3 * 40, 1);
-            let blocks = Blocks::rounded(&w, 40, form, Rounding::Rtn);
+            let blocks = rounded(&w, 40, form, Rounding::Rtn);
             let once = blocks.spelled(40, form);
             for (row, (w, once)) in w.chunks(40).zip(once.chunks(40)).enumerate() {
                 for (i, (w, once)) in w.iter().zip(once).enumerate() {
@@ -35,14 +43,14 @@ fn what_lies_on_a_grid_stays_and_the_rest_is_at_most_half_a_step_off() {
                     assert!((w - once).abs() <= most * scale, "{bits:?} {symmetric} {w} {once} {scale}");
                 }
             }
-            let again = Blocks::rounded(&once, 40, form, Rounding::Rtn).spelled(40, form);
+            let again = rounded(&once, 40, form, Rounding::Rtn).spelled(40, form);
             let far = once.iter().zip(&again).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(symmetric || far < 1e-5, "{bits:?} {far}");
         }
     }
     let form = form(Bits::Four, 16, false);
     for w in [vec![0.0; 32], vec![3.5; 32], vec![-1e-40; 32]] {
-        let spelled = Blocks::rounded(&w, 32, form, Rounding::Hqq).spelled(32, form);
+        let spelled = rounded(&w, 32, form, Rounding::Hqq).spelled(32, form);
         assert!(spelled.iter().zip(&w).all(|(a, b)| (a - b).abs() < 1e-6), "{w:?}");
     }
 }
@@ -51,18 +59,81 @@ fn what_lies_on_a_grid_stays_and_the_rest_is_at_most_half_a_step_off() {
 fn each_grid_has_the_least_of_its_error() {
     let mut w = noise(64 * 128, 2);
     w.iter_mut().step_by(61).for_each(|w| *w *= 3.0);
-    for symmetric in [false, true] {
-        let form = form(Bits::Four, 64, symmetric);
-        let error = |rounding, p| {
-            let spelled = Blocks::rounded(&w, 128, form, rounding).spelled(128, form);
-            power(w.iter().zip(&spelled).map(|(a, b)| a - b), p)
+    let error = |form, rounding, p| {
+        let spelled = rounded(&w, 128, form, rounding).spelled(128, form);
+        power(w.iter().zip(&spelled).map(|(a, b)| a - b), p)
+    };
+    for form in [form(Bits::Four, 64, true), form(Bits::Four, 64, false), real(Bits::Four, 64)] {
+        let of = |rounding| error(form, rounding, 2.0);
+        assert!(of(Rounding::Mse) < 0.98 * of(Rounding::Rtn), "{form:?}");
+        // What weighs all about the same is nearly the least of all.
+        assert!(of(Rounding::KQuant) < 0.99 * of(Rounding::Rtn), "{form:?}");
+    }
+    let form = real(Bits::Four, 64);
+    assert!(error(form, Rounding::Hqq, 0.7) < 0.99 * error(form, Rounding::Rtn, 0.7));
+    let whole = self::form(Bits::Four, 64, false);
+    assert!(error(form, Rounding::Mse, 2.0) < 0.95 * error(whole, Rounding::Mse, 2.0));
+}
+
+#[test]
+fn inputs_that_weigh_more_are_nearer() {
+    let w = noise(32 * 64, 8);
+    let weights: Vec<f32> = (0..64).map(|i| if i % 8 == 0 { 100.0 } else { 1.0 }).collect();
+    for form in [form(Bits::Four, 32, false), real(Bits::Four, 32)] {
+        let error = |weights: Option<&[f32]>| -> f32 {
+            let spelled = Blocks::rounded(&w, 64, form, Rounding::KQuant, weights).spelled(64, form);
+            let pairs = w.iter().zip(&spelled).enumerate().filter(|(i, _)| i % 8 == 0);
+            pairs.map(|(_, (a, b))| (a - b).powi(2)).sum()
         };
-        for (rounding, other, p) in [(Rounding::Hqq, Rounding::Mse, 0.7), (Rounding::Mse, Rounding::Hqq, 2.0)]
-        {
-            let (least, rtn) = (error(rounding, p), error(Rounding::Rtn, p));
-            assert!(least < 0.98 * rtn && least < error(other, p), "{rounding:?} {least} {rtn}");
+        assert!(error(Some(&weights)) < 0.7 * error(None), "{form:?}");
+    }
+}
+
+/// Elements of an encoding of GGUF files as it spells them out.
+fn stored(encoding: &str, n: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let mut half = |from: f32, to: f32| half::f16::from_f32(rng.random_range(from..to)).to_f32();
+    let grids: Vec<(f32, f32)> = (0..n.div_ceil(32)).map(|_| (half(0.001, 0.1), half(-0.7, 0.1))).collect();
+    let most = if encoding == "Q8_0" { 255 } else { 15 };
+    let one = |i: usize| {
+        let ((d, m), q) = (grids[i / 32], rng.random_range(0..=most) as f32);
+        match encoding {
+            "Q4_0" => -d * (q - 8.0),
+            "Q8_0" => d * (q - 128.0),
+            _ => d * q + m,
+        }
+    };
+    (0..n).map(one).collect()
+}
+
+#[test]
+fn weights_on_a_grid_keep_their_values() {
+    for (encoding, bits, zero) in [
+        ("Q4_0", Bits::Four, Zero::Middle),
+        ("Q4_1", Bits::Four, Zero::Real),
+        ("Q8_0", Bits::Eight, Zero::Middle),
+    ] {
+        let w = stored(encoding, 6 * 96);
+        let (form, blocks) = Blocks::lossless(&w, 96, 32, true).expect(encoding);
+        assert_eq!((form.bits, form.zero), (bits, zero), "{encoding}");
+        for (i, w) in w.iter().enumerate() {
+            let step = blocks.step(i / 32);
+            // As real numbers, not only once they are rounded.
+            let value = f64::from(step.scale) * (f64::from(blocks.levels[i]) - f64::from(step.zero));
+            assert_eq!(value + f64::from(step.offset), f64::from(*w), "{encoding} {i}");
         }
     }
+    // Whole zero points, a block of one value and one of zeros.
+    let mut whole: Vec<f32> = (0..96).map(|i| 0.25 * ((i * 7 % 16) as f32 - 3.0)).collect();
+    whole[32..64].fill(1.75);
+    whole[64..].fill(0.0);
+    let (form, blocks) = Blocks::lossless(&whole, 96, 32, true).unwrap();
+    assert_eq!((form.bits, form.zero), (Bits::Four, Zero::Whole));
+    assert_eq!(blocks.spelled(96, form), whole);
+    assert!(Blocks::lossless(&stored("Q4_1", 96), 96, 32, false).is_none_or(|(f, _)| f.zero != Zero::Real));
+    assert!(Blocks::lossless(&noise(96, 10), 96, 32, true).is_none());
+    // Blocks of another size cut across grids.
+    assert!(Blocks::lossless(&stored("Q4_1", 192), 192, 64, true).is_none());
 }
 
 /// Data whose features are mixtures of a few.
@@ -97,7 +168,7 @@ fn gptq_makes_up_for_its_errors_on_the_data() {
         }
         sum / positions as f64
     };
-    let rtn = Blocks::rounded(&w, inputs, form, Rounding::Rtn).spelled(inputs, form);
+    let rtn = rounded(&w, inputs, form, Rounding::Rtn).spelled(inputs, form);
     let gptq = sensitivity.rounded(&w, form).spelled(inputs, form);
     assert!(error(&gptq) < 0.3 * error(&rtn), "{} {}", error(&gptq), error(&rtn));
     // What is told of the error is what the data say, up to the scale of the moments.
@@ -132,12 +203,12 @@ fn surgery(w: &[f32], moments: &Moments, damping: f64, form: Form) -> Vec<u8> {
     }
     let mut rows: Vec<Vec<f64>> = w.chunks(n).map(|r| r.iter().map(|x| f64::from(*x)).collect()).collect();
     let mut levels = vec![0u8; w.len()];
-    let mut steps = vec![Step { scale: 1.0, zero: 0 }; rows.len()];
+    let mut steps = vec![Step { scale: 1.0, zero: 0, offset: 0.0 }; rows.len()];
     for i in 0..n {
         for (r, row) in rows.iter_mut().enumerate() {
             if i % form.block == 0 {
                 let block: Vec<f32> = row[i..(i + form.block).min(n)].iter().map(|x| *x as f32).collect();
-                steps[r] = Step::least(&block, form, |e| e * e);
+                steps[r] = Step::least(&block, form);
             }
             let level = steps[r].level(row[i] as f32, form.bits);
             levels[r * n + i] = level;
