@@ -16,5 +16,5 @@ pub mod tune;
 
 /// The kinds of work that a child process does for this room.
 pub fn handlers() -> Vec<crate::child::Handler> {
-    vec![measure::handler(), tasks::handler(), generate::handler()]
+    vec![measure::handler(), tasks::handler(), tasks::agreement_handler(), generate::handler()]
 }

@@ -42,6 +42,8 @@ pub struct Ctx<'a> {
     pub latency: Option<&'a Meter<'a>>,
     /// The device that the result is for, where the recipe's goal names one: name and instruction set.
     pub target: Option<(&'a str, &'a str)>,
+    /// Tries variants of the step's input on the runtime of this machine.
+    pub trial: Option<&'a dyn Trial>,
 }
 
 /// A figure that is measured.
@@ -61,8 +63,18 @@ impl<'a> Ctx<'a> {
             memo: None,
             latency: None,
             target: None,
+            trial: None,
         }
     }
+}
+
+/// Tries a graph beside the step's input.
+pub trait Trial: Sync {
+    /// Its median latency as a part of the input's: of one token behind a cache, where there is one.
+    fn latency(&self, graph: &Graph) -> Result<f64>;
+    /// Part of the positions of the calibration data behind which both find the same token most likely; none
+    /// where they predict no tokens, or there are no such data.
+    fn agreement(&self, graph: &Graph) -> Result<Option<f64>>;
 }
 
 /// Keeps what was computed inside a step through stops and crashes.

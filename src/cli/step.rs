@@ -99,6 +99,9 @@ pub(super) struct Quantize {
     /// Least exact type that the runtime may compute in with weights in blocks: 1 for f32, 4 for int8 [default: 4]
     #[arg(long, value_name = "LEVEL")]
     accuracy_level: Option<i64>,
+    /// Find --block and --accuracy-level by trying them here; with --calibration the next token must agree
+    #[arg(long)]
+    tune: bool,
     /// One scale per tensor instead of one per output channel
     #[arg(long)]
     per_tensor: bool,
@@ -181,6 +184,9 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
     }
     if args.symmetric {
         step = step.with("symmetric", true);
+    }
+    if args.tune {
+        step = step.with("tune", true);
     }
     if args.per_tensor {
         step = step.with("per_channel", false);

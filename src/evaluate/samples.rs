@@ -171,6 +171,16 @@ impl Samples {
         Some(at / width).filter(|row| *row < self.len())
     }
 
+    /// The first `most` rows of token ids, where each position tells the next one; none for other data.
+    pub fn token_rows(&self, most: usize) -> Option<Vec<Vec<u32>>> {
+        match &self.rows {
+            Rows::Texts { tokens, causal: true, .. } => {
+                Some(tokens.rows().iter().take(self.len().min(most)).cloned().collect())
+            }
+            _ => None,
+        }
+    }
+
     /// Rows of a batch that fits into memory beside its activations.
     pub fn batch_size(&self) -> usize {
         self.size

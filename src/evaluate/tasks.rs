@@ -2,6 +2,7 @@
 //! texts, stored tensors. A model, data and perhaps a reference model enter; an [`Evaluation`] leaves.
 //! The work is done in a child process, on ONNX Runtime or on the built-in executor.
 
+mod agree;
 mod classify;
 mod embed;
 mod lm;
@@ -10,6 +11,9 @@ mod rank;
 mod resample;
 pub(super) mod runner;
 mod stored;
+
+pub use agree::agreement;
+pub(super) use agree::handler as agreement_handler;
 
 use super::measurement::{Interval, Quality};
 use crate::child::{Child, Handler, Limits, Link};

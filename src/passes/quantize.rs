@@ -13,6 +13,7 @@ mod products;
 mod qdq;
 mod ranges;
 mod repair;
+mod tune;
 mod weight_only;
 mod weights;
 
@@ -129,6 +130,8 @@ pub struct Settings {
     /// Least exact type that the runtime may compute in with weights in blocks: 0 leaves it to the
     /// runtime, 1 f32, 2 f16, 3 bf16, 4 int8.
     pub accuracy_level: i64,
+    /// `block` and `accuracy_level` of weights in blocks are found by trying them on this machine.
+    pub tune: bool,
     /// One scale per output channel of a weight instead of one per tensor.
     pub per_channel: bool,
     /// Weights on 7 bits, so that 16-bit sums of u8 x s8 products cannot saturate; where nothing is stated, it
@@ -159,6 +162,7 @@ impl Default for Settings {
             zero_points: ZeroPoints::default(),
             damping: 0.01,
             accuracy_level: 4,
+            tune: false,
             per_channel: true,
             reduce_range: None,
             exclude: vec![],
@@ -279,7 +283,13 @@ fn quantized(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mut Pas
     match settings.scheme {
         Scheme::DynamicInt8 => dynamic::run(graph, settings, ctx, report),
         Scheme::StaticInt8 => qdq::run(graph, settings, ctx, report),
-        Scheme::WeightInt8 | Scheme::WeightInt4 => weight_only::run(graph, settings, ctx, report),
+        Scheme::WeightInt8 | Scheme::WeightInt4 => {
+            let tuned = match settings.tune {
+                true => Some(tune::tuned(graph, settings, ctx, report)?),
+                false => None,
+            };
+            weight_only::run(graph, tuned.as_ref().unwrap_or(settings), ctx, report)
+        }
         Scheme::Fp16 => half(Half::F16, report),
         Scheme::Bf16 => half(Half::Bf16, report),
     }

@@ -103,9 +103,9 @@ fn judge(row: &[f32], reference: Option<&[f32]>, target: usize) -> Token {
     Token { nll, against }
 }
 
-/// Logits `[1, tokens, vocabulary]` of a window.
-fn logits(runner: &mut dyn Runner, window: &Window) -> Result<(Tensor, usize)> {
-    let batch = token_batch(std::slice::from_ref(&window.ids), window.ids.len(), 0)?;
+/// Logits `[1, tokens, vocabulary]` of a row of ids, and the vocabulary.
+pub(super) fn logits(runner: &mut dyn Runner, ids: &[u32]) -> Result<(Tensor, usize)> {
+    let batch = token_batch(&[ids.to_vec()], ids.len(), 0)?;
     let inputs = feed(runner.inputs(), &batch)?;
     let mut outputs = runner.run(&inputs)?;
     let at = outputs.iter().position(|(n, _)| n == "logits").unwrap_or(0);
@@ -114,10 +114,10 @@ fn logits(runner: &mut dyn Runner, window: &Window) -> Result<(Tensor, usize)> {
     }
     let (name, tensor) = outputs.swap_remove(at);
     match *tensor.shape() {
-        [1, tokens, width] if tokens == window.ids.len() => Ok((tensor, width)),
+        [1, tokens, width] if tokens == ids.len() => Ok((tensor, width)),
         _ => Err(Error::usage("EVAL-OUTPUT", "the model does not predict a token after each token")
             .found(format!("{name}{:?}", tensor.shape()))
-            .limit(format!("logits[1, {}, vocabulary]", window.ids.len()))
+            .limit(format!("logits[1, {}, vocabulary]", ids.len()))
             .hint("this task is for causal language models")),
     }
 }
@@ -229,13 +229,13 @@ fn judge_window(
     reference: Option<&mut dyn Runner>,
     window: &Window,
 ) -> Result<Vec<Token>> {
-    let (tensor, width) = logits(runner, window)?;
+    let (tensor, width) = logits(runner, &window.ids)?;
     let rows = tensor.to_f32s()?;
     drop(tensor);
     let other = match reference {
         None => None,
         Some(reference) => {
-            let (tensor, other) = logits(reference, window)?;
+            let (tensor, other) = logits(reference, &window.ids)?;
             if other != width {
                 return Err(Error::usage(
                     "EVAL-VOCABULARY",

@@ -31,9 +31,8 @@ use resolved::Resolved;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::Instant;
-use stopwatch::Stopwatch;
+use stopwatch::Trials;
 
 /// The graph in a checkpoint.
 const MODEL: &str = "model.onnx";
@@ -103,15 +102,11 @@ impl Work for Run {
         for (index, step) in steps.iter().enumerate().skip(first) {
             let inside = Inside::of(ctx, index as u64)?;
             let memo = Remembered::of(ctx, &graph, resolved.conditions());
-            let watch = OnceLock::new();
-            let latency = |pruned: &Graph| -> Result<f64> {
-                if watch.get().is_none() {
-                    let _ = watch.set(Stopwatch::of(ctx, &graph, recipe.threads.unwrap_or(1))?);
-                }
-                watch.get().map_or(Ok(1.0), |w| w.part(pruned))
-            };
             let rebound = |data: &Option<Samples>| data.as_ref().map(|d| d.rebound(&graph)).transpose();
             let (calibration, train) = (rebound(&calibration)?, rebound(&train)?);
+            let threads = recipe.threads.unwrap_or(1);
+            let trials = Trials::of(ctx, &graph, threads, calibration.as_ref());
+            let latency = |pruned: &Graph| trials.part(pruned);
             let mut room = Ctx {
                 monitor: ctx.monitor,
                 seed: recipe.seed,
@@ -123,10 +118,12 @@ impl Work for Run {
                 memo: Some(&memo),
                 latency: Some(&latency),
                 target: target.as_ref().map(|(name, isa)| (name.as_str(), isa.as_str())),
+                trial: Some(&trials),
             };
             let dir = pool.install(|| compute(ctx, index, step, &graph, &mut room));
             let dir = dir.map_err(|e| e.file(&model))?;
             inside.clear();
+            drop(trials);
             graph = formats::load(&dir.join(MODEL))?.graph;
             saved = Some(dir);
         }

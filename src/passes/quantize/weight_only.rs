@@ -168,11 +168,9 @@ pub(super) fn memory(graph: &Graph, settings: &Settings, data: bool) -> u64 {
     if !(rounding.uses_data() || rounding.scales()) || !data {
         return 0;
     }
-    // Scaled weights are held until they are rounded.
-    let scaled = if rounding.scales() { covered(graph, settings) } else { 0 };
     let largest = chosen(graph, settings, None).iter().map(|c| c.inputs).max().unwrap_or(0) as u64;
     // One matrix of f32 a value, and five of f64 while one is turned into a factor.
-    CAP + 44 * largest * largest + scaled
+    CAP + 44 * largest * largest
 }
 
 /// Fails where nothing would be quantised.
