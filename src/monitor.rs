@@ -58,6 +58,24 @@ impl Monitor for Silent {
     }
 }
 
+/// Lets warnings, stops and limits through and nothing else: phases of a part of the work are no news.
+pub struct Quiet<'a>(pub &'a dyn Monitor);
+
+impl Monitor for Quiet<'_> {
+    fn phase(&self, _: &str, _: Option<u64>) {}
+    fn progress(&self, _: u64) {}
+    fn metric(&self, _: &str, _: u64, _: f64) {}
+    fn log(&self, level: Level, message: &str) {
+        self.0.log(level, message);
+    }
+    fn stop_requested(&self) -> bool {
+        self.0.stop_requested()
+    }
+    fn memory_cap(&self) -> Option<Bytes> {
+        self.0.memory_cap()
+    }
+}
+
 /// A silent monitor with a switch that stops the work.
 #[derive(Debug, Default)]
 pub struct Switch(pub AtomicBool);

@@ -159,6 +159,9 @@ pub struct PassReport {
     /// What would saturate in each layer on the device that the result is for, where it can.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub saturation: Vec<crate::analysis::SaturatedLayer>,
+    /// What each layer does to the outputs, where the pass chose bits by it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<quantize::LayerReport>,
     /// Figures: `parameters_before`, `calibration_samples`, ...
     pub facts: BTreeMap<String, f64>,
 }

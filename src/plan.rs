@@ -13,6 +13,6 @@ pub use cost::DeviceFacts;
 pub use goal::Goal;
 pub use proposal::{Confidence, Proposal};
 pub use recipe::{DataSpec, Recipe, Step};
-pub use recommend::{Question, Recommendation, recommend};
+pub use recommend::{Question, Recommendation, Tried, recommend};
 pub(crate) use rules::expected_loss;
 pub use study::handlers;

@@ -287,3 +287,36 @@ fn units_are_timed_and_take_what_a_cut_saves() {
     assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("tinsmith import"));
 }
+
+#[test]
+fn layers_are_timed_before_and_after_quantisation() {
+    let home = Home::new();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/digits-resnet.onnx");
+    let small = home.path("int8.onnx");
+    let small = small.to_str().unwrap();
+    home.stdout(&[
+        "quantize",
+        model,
+        "--scheme",
+        "static-int8",
+        "--calibration",
+        "digits:train#0..32",
+        "-o",
+        small,
+        "--quiet",
+    ]);
+    let d = home.json("diff", &["diff", model, small, "--measure"]);
+    let layers = d["times"]["layers"].as_array().unwrap();
+    let sum = |of: &str| layers.iter().map(|l| l[of].as_f64().unwrap()).sum::<f64>();
+    for (side, of) in [("before", "before_ms"), ("after", "after_ms")] {
+        let known = d["times"][side]["known_ms"].as_f64().unwrap();
+        assert!(known > 0.0 && (sum(of) - known).abs() < 1e-6, "{side}: {known} {}", sum(of));
+    }
+    // Norms that stay between convolutions and their activations keep the names of what was fused before.
+    let integer = |l: &&serde_json::Value| l["after"].as_str().unwrap().contains("QLinearConv");
+    assert!(layers.iter().filter(integer).count() >= 10, "{layers:?}");
+    let shown = home.stdout(&["diff", model, small, "--measure"]);
+    assert!(shown.contains("time by layer") && shown.contains("QLinearConv"), "{shown}");
+    let refused = home.run(&["diff", model, home.path("nowhere").to_str().unwrap(), "--measure"]);
+    assert_eq!(refused.status.code(), Some(3));
+}

@@ -233,6 +233,10 @@ fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact
             "scheme = 'static-int8'\nrounding = 'gptq'\nrepair = { equalize = true, smooth = 0.5, bias_correction = true }",
         ),
         (
+            "--scheme weight-int4 --block 16 --int8 fc1 --mixed max_size=0.5,search=greedy --mixed rows=8,metric=sqnr --recover steps=2,rate=1e-4",
+            "scheme = 'weight-int4'\nblock = 16\nint8 = ['fc1']\nmixed = { max_size = 0.5, search = 'greedy', rows = 8, metric = 'sqnr' }\nrecover = { steps = 2, rate = 0.0001 }",
+        ),
+        (
             "--scheme dynamic-int8 --per-tensor --reduce-range --device host --exclude conv1 conv2",
             "scheme = 'dynamic-int8'\nper_channel = false\nreduce_range = true\nexclude = ['conv1', 'conv2']",
         ),

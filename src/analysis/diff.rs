@@ -4,9 +4,11 @@
 
 mod groups;
 mod nodes;
+mod times;
 mod weights;
 
 pub use groups::GroupChange;
+pub use times::{LayerTime, Times, times};
 pub use weights::Difference;
 
 use super::open::open;
@@ -174,6 +176,9 @@ pub struct Diff {
     pub weights: Vec<WeightChange>,
     /// Whether elements were compared; else shapes and encodings only.
     pub elements_compared: bool,
+    /// Where the time goes, where both models were run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<Times>,
     /// What the person should know.
     pub warnings: Vec<String>,
 }
@@ -231,6 +236,7 @@ pub fn diff(
         weight_counts,
         weights,
         elements_compared: elements,
+        times: None,
         warnings,
     })
 }

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::evaluate::measure::Profile;
 use crate::graph::coupling::{self, Costs, Coupled};
 use crate::graph::{Graph, NodeIndex};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Notes in `summary`, which is that of `graph` under `options`, what a unit of each prunable group takes:
 /// of the time of every node the part of its work (multiply-accumulates, else bytes) that leaves with one
@@ -20,31 +20,54 @@ pub fn time_units(summary: &mut Summary, graph: &Graph, options: &Options, profi
     let open = graph.infer_noting(&|_| None, |_| None, &mut |_| Ok(()))?;
     let coupled = Coupled::of(graph, &open, &coupling::Options::default());
     let parts = Costs::of(graph, &facts, &coupled).parts();
-    let (times, nodes_ms, known_ms) = by_node(graph, profile);
+    let spent = by_node(graph, profile);
+    let ms = |i: &NodeIndex| spent.nodes.get(i).map_or(0.0, |(ms, _)| *ms);
     for (group, parts) in summary.groups.iter_mut().zip(&parts).filter(|(g, _)| g.prunable) {
-        let ms = parts.iter().map(|(i, part)| times.get(i).copied().unwrap_or(0.0) * part).sum::<f64>();
+        let ms = parts.iter().map(|(i, part)| ms(i) * part).sum::<f64>();
         group.ms_per_unit = Some(ms).filter(|ms| *ms > 0.0);
     }
-    summary.timing = Some(summary::Timing { runs: profile.runs, run_ms: profile.run_ms, nodes_ms, known_ms });
+    summary.timing = Some(spent.timing(profile));
     Ok(())
 }
 
-/// Milliseconds of one run by node of `graph`; those of all nodes that ran; and those of the nodes that the
-/// runtime kept or named after one of the graph, which are the ones in the first figure.
-fn by_node(graph: &Graph, profile: &Profile) -> (HashMap<NodeIndex, f64>, f64, f64) {
+/// Where the time of a run goes.
+pub(super) struct Spent<'p> {
+    /// Milliseconds of one run by node, and the operators that the runtime ran for it.
+    pub(super) nodes: HashMap<NodeIndex, (f64, BTreeSet<&'p str>)>,
+    /// Milliseconds of all nodes that ran.
+    pub(super) all_ms: f64,
+    /// Of those that the runtime kept or named after one of the graph's, which are the ones in `nodes`.
+    pub(super) known_ms: f64,
+}
+
+impl Spent<'_> {
+    pub(super) fn timing(&self, profile: &Profile) -> summary::Timing {
+        summary::Timing {
+            runs: profile.runs,
+            run_ms: profile.run_ms,
+            nodes_ms: self.all_ms,
+            known_ms: self.known_ms,
+        }
+    }
+}
+
+/// The time of a run by node of `graph`, which is the model that ran or the one that it was made from: passes
+/// name what they put in a node's place after it, as the runtime does.
+pub(super) fn by_node<'p>(graph: &Graph, profile: &'p Profile) -> Spent<'p> {
     let names = names(graph);
-    let mut times: HashMap<NodeIndex, f64> = HashMap::new();
-    let (mut all, mut known) = (0.0, 0.0);
+    let mut spent = Spent { nodes: HashMap::new(), all_ms: 0.0, known_ms: 0.0 };
     for node in &profile.nodes {
         // A node within a loop occurs more than once in a run.
         let ms = node.typical_us / 1e3 * node.count as f64 / profile.runs.max(1) as f64;
-        all += ms;
-        if let Some(i) = origin(&node.node, &names) {
-            *times.entry(i).or_default() += ms;
-            known += ms;
+        spent.all_ms += ms;
+        if let Some(i) = origin(&node.node, &node.op, &names) {
+            let (sum, operators) = spent.nodes.entry(i).or_default();
+            *sum += ms;
+            operators.insert(&node.op);
+            spent.known_ms += ms;
         }
     }
-    (times, all, known)
+    spent
 }
 
 /// Nodes by their own names and by those of their outputs; a name that means several means none.
@@ -59,13 +82,14 @@ fn names(graph: &Graph) -> HashMap<&str, Option<NodeIndex>> {
     names
 }
 
-/// The node that the runtime named one of its own after: it keeps names, and where it fuses nodes or
-/// changes their layout it appends to the name of a node or of an output, behind `_` or `/`.
-fn origin(name: &str, names: &HashMap<&str, Option<NodeIndex>>) -> Option<NodeIndex> {
-    let ends = name.char_indices().rev().filter(|(_, c)| matches!(c, '_' | '/')).map(|(at, _)| at);
-    let found = std::iter::once(name.len()).chain(ends).find_map(|end| names.get(&name[..end]));
-    // `Slice_token_3` was made by the runtime and named after its operator alone.
-    found.copied().flatten().filter(|_| !name.contains("_token_"))
+/// The node that the runtime named one of its own, an `op`, after: it keeps names, and where it fuses nodes or
+/// changes their layout it appends to the name of a node or of an output, behind `_` or `/`. What it makes anew is
+/// named after its operator alone: `Slice_token_3`.
+fn origin(name: &str, op: &str, names: &HashMap<&str, Option<NodeIndex>>) -> Option<NodeIndex> {
+    let base = name.rsplit_once("_token_").map_or(name, |(base, _)| base);
+    let ends = base.char_indices().rev().filter(|(_, c)| matches!(c, '_' | '/')).map(|(at, _)| at);
+    let found = std::iter::once(base.len()).chain(ends).find_map(|end| names.get(&base[..end]));
+    found.copied().flatten().filter(|_| base == name || base != op)
 }
 
 #[cfg(test)]
@@ -122,18 +146,26 @@ mod tests {
     #[test]
     fn names_of_the_runtime_lead_to_their_nodes() {
         let (a, b) = (Some(1), Some(2));
-        let names = HashMap::from([("MatMul_1", a), ("MatMul_12", b), ("conv.tmp_0", a), ("twice", None)]);
+        let names = HashMap::from([
+            ("MatMul_1", a),
+            ("MatMul_12", b),
+            ("conv.tmp_0", a),
+            ("twice", None),
+            ("Slice", b),
+        ]);
         for (name, node) in [
             ("MatMul_1", a),
             ("MatMul_12", b),
             ("MatMul_12/MatMulAddFusion", b),
             ("conv.tmp_0_nchwc", a),
             ("MatMul_123", None),
-            ("MatMul_1_token_4", None),
+            ("MatMul_1_token_4", a),
+            ("conv.tmp_0_token_7", a),
+            ("Slice_token_7", None),
             ("twice", None),
-            ("Slice", None),
+            ("Slice", b),
         ] {
-            assert_eq!(origin(name, &names), node, "{name}");
+            assert_eq!(origin(name, "Slice", &names), node, "{name}");
         }
     }
 }

@@ -90,6 +90,7 @@ fn introduce(context: &Context, model: &Path) -> Result<()> {
         goal: &Goal::default(),
         data: &data(),
         measured_ms: None,
+        tried: &[],
         seed: context.seed,
     });
     for p in answer.proposals.iter().take(TOLD) {

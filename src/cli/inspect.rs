@@ -6,6 +6,8 @@ use crate::analysis::{self, Options, Summary};
 use crate::data::located;
 use crate::error::{Error, Result};
 use crate::evaluate::measure::{self, MeasureOptions};
+use crate::graph::Graph;
+use crate::monitor::Monitor;
 use crate::report::{Format, Section, Sections, differences, inspection};
 use crate::{formats, runtime};
 use std::collections::BTreeMap;
@@ -69,7 +71,7 @@ pub(super) struct Inspect {
 /// Show what changed between two models: nodes, shapes and weights, by name and by structure
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tinsmith diff original.onnx pruned.onnx\n  tinsmith diff model.gguf exported.onnx --all"
+    after_help = "Examples:\n  tinsmith diff original.onnx pruned.onnx\n  tinsmith diff model.gguf exported.onnx --all\n  tinsmith diff original.onnx int8.onnx --measure"
 )]
 pub(super) struct Diff {
     /// Model before
@@ -84,6 +86,9 @@ pub(super) struct Diff {
     /// Every row of every table, what did not change included
     #[arg(long)]
     all: bool,
+    /// Run both models (ONNX) with every node timed and tell what each layer costs before and after
+    #[arg(long)]
+    measure: bool,
 }
 
 pub(super) fn inspect(context: &Context, args: Inspect) -> anyhow::Result<()> {
@@ -117,26 +122,37 @@ pub(super) fn inspect(context: &Context, args: Inspect) -> anyhow::Result<()> {
 /// The summary of an ONNX file, its units timed on ONNX Runtime.
 fn timed(context: &Context, args: &Inspect) -> Result<Summary> {
     let path = Path::new(&args.model);
+    let progress = Progress::new(context);
+    let options = Options { bindings: args.binding.sizes()?, weights: args.weights, ..Options::default() };
+    let (graph, mut summary) = opened(path, &options)?;
+    let measure = as_stated(context, &summary, &progress)?;
+    let profile = measure::profile(path, &measure, &progress)?;
+    analysis::time_units(&mut summary, &graph, &options, &profile)?;
+    Ok(summary)
+}
+
+/// The graph of an ONNX file and its summary.
+fn opened(path: &Path, options: &Options) -> Result<(Graph, Summary)> {
     if formats::is_checkpoint(path)? {
         return Err(Error::unsupported("INSPECT-MEASURE", "a checkpoint has no graph that could be timed")
             .file(path)
-            .hint("`tinsmith import` makes an ONNX file of it; inspect that"));
+            .hint("`tinsmith import` makes an ONNX file of it; name that"));
     }
-    let progress = Progress::new(context);
-    let options = Options { bindings: args.binding.sizes()?, weights: args.weights, ..Options::default() };
     let opened = formats::load(path)?;
-    let mut summary = analysis::summarize_opened(&opened, &options)?;
-    let (shapes, stated) = analysis::input_shapes(std::slice::from_ref(&summary));
+    let summary = analysis::summarize_opened(&opened, options)?;
+    Ok((opened.graph, summary))
+}
+
+/// Measuring on inputs of the sizes that a summary counts for, which are told.
+fn as_stated(context: &Context, summary: &Summary, monitor: &dyn Monitor) -> Result<MeasureOptions> {
+    let (shapes, stated) = analysis::input_shapes(std::slice::from_ref(summary));
     stated.iter().for_each(|line| context.note(line));
-    let measure = MeasureOptions {
+    Ok(MeasureOptions {
         threads: context.threads()?.unwrap_or(1),
         shapes,
-        dimensions: analysis::dimensions(std::slice::from_ref(&summary)),
-        ..MeasureOptions::new(runtime::ensure(&context.paths, &progress)?.library)
-    };
-    let profile = measure::profile(path, &measure, &progress)?;
-    analysis::time_units(&mut summary, &opened.graph, &options, &profile)?;
-    Ok(summary)
+        dimensions: analysis::dimensions(std::slice::from_ref(summary)),
+        ..MeasureOptions::new(runtime::ensure(&context.paths, monitor)?.library)
+    })
 }
 
 /// The summary of a model file.
@@ -160,7 +176,15 @@ pub(super) fn diff(context: &Context, args: Diff) -> anyhow::Result<()> {
     let options = Options { bindings: args.binding.sizes()?, ..Options::default() };
     let (before, after) = (Path::new(&args.before), Path::new(&args.after));
     let progress = Progress::new(context);
-    let found = analysis::diff::diff(before, after, &options, !args.shapes, &progress)?;
+    let mut found = analysis::diff::diff(before, after, &options, !args.shapes, &progress)?;
+    if args.measure {
+        let (graph, summary) = opened(before, &options)?;
+        opened(after, &options)?;
+        let measure = as_stated(context, &summary, &progress)?;
+        let (was, is) =
+            (measure::profile(before, &measure, &progress)?, measure::profile(after, &measure, &progress)?);
+        found.times = Some(analysis::diff::times(&graph, &was, &is));
+    }
     drop(progress);
     context.print(&differences(&found, context.format == Format::Text && !args.all)?)
 }

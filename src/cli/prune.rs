@@ -1,10 +1,9 @@
 //! `prune`: a recipe of one pruning step, from flags. Every setting of the step has one.
 
 use super::context::Context;
-use super::step::{Common, start};
-use crate::error::{Error, Result};
+use super::step::{Common, pairs, scalar, start};
 use crate::plan::Step;
-use toml::{Table, Value};
+use toml::Value;
 
 /// Remove whole channels, neurons, heads or layers, so that the shapes really shrink
 #[derive(Debug, clap::Args)]
@@ -189,54 +188,9 @@ impl Amount {
     }
 }
 
-/// `KEY=VALUE` pairs as the table that a recipe has.
-fn pairs(flag: &str, all: &[String]) -> Result<Value> {
-    let mut table = Table::new();
-    for pair in all {
-        let bad = |message: &str| {
-            Error::usage("PRUNE-FLAG", message.to_string()).field(flag).found(pair).limit("KEY=VALUE")
-        };
-        let (key, value) = pair.split_once('=').ok_or_else(|| bad("a setting is KEY=VALUE"))?;
-        let (key, value) = (key.trim(), value.trim());
-        if key.is_empty() || value.is_empty() {
-            return Err(bad("a setting is KEY=VALUE"));
-        }
-        if table.insert(key.into(), scalar(value)).is_some() {
-            return Err(bad("the setting is given twice"));
-        }
-    }
-    Ok(Value::Table(table))
-}
-
-/// A number as a recipe would have it, else text. `2e5` is whole, so that counts can be written so.
-fn scalar(text: &str) -> Value {
-    if let Ok(n) = text.parse::<i64>() {
-        return Value::from(n);
-    }
-    match text.parse::<f64>() {
-        Ok(x) if x.fract() == 0.0 && x.abs() < 1e15 && !text.contains('.') => Value::from(x as i64),
-        Ok(x) => Value::from(x),
-        Err(_) => Value::from(text),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pairs_become_what_a_recipe_has() {
-        let text = ["tokens=2e5", "rate=1e-4", "batch=8", "towards=task"].map(String::from);
-        let table = pairs("--recover", &text).unwrap();
-        let wanted = "tokens = 200000\nrate = 0.0001\nbatch = 8\ntowards = \"task\"";
-        assert_eq!(table, Value::Table(toml::from_str(wanted).unwrap()));
-        assert_eq!(pairs("--target", &["bytes=20MB".into()]).unwrap()["bytes"].as_str(), Some("20MB"));
-        for bad in [&["steps"][..], &["=3"], &["steps="], &["steps=1", "steps=2"]] {
-            let all: Vec<String> = bad.iter().map(ToString::to_string).collect();
-            let e = pairs("--recover", &all).unwrap_err();
-            assert!(e.kind().exit_code() == 2 && e.to_string().contains("--recover"), "{e}");
-        }
-    }
 
     #[test]
     fn variants_are_named_after_what_was_asked_for() {

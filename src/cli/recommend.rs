@@ -85,6 +85,7 @@ fn answer(context: &Context, args: &Args) -> Result<Recommendation> {
         goal: &goal,
         data: &data,
         measured_ms: None,
+        tried: &[],
         seed: context.seed,
     }))
 }

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::plan::{Recipe, Step};
 use crate::save;
 use std::path::PathBuf;
+use toml::{Table, Value};
 
 /// Flags of every one-step command.
 #[derive(Debug, clap::Args)]
@@ -123,6 +124,16 @@ pub(super) struct Quantize {
     /// Nodes to leave in float, by name
     #[arg(long, value_name = "NODE", num_args = 1..)]
     exclude: Vec<String>,
+    /// Nodes whose weights take 8 bits where weight-int4 has 4, by name
+    #[arg(long, value_name = "NODE", num_args = 1..)]
+    int8: Vec<String>,
+    /// More bits for the layers where they pay most, within a budget (needs --calibration): max_loss or max_size,
+    /// and metric (divergence, task), search (knapsack, greedy), rows as in [step.mixed]
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    mixed: Vec<String>,
+    /// Train scales of blocks, biases and norms towards the float model afterwards, as --recover of `prune`
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    recover: Vec<String>,
 }
 
 pub(super) fn optimize(context: &Context, args: Optimize) -> anyhow::Result<()> {
@@ -207,8 +218,15 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
     if !repair.is_empty() {
         step = step.with("repair", repair);
     }
-    if !args.exclude.is_empty() {
-        step = step.with("exclude", args.exclude);
+    for (name, nodes) in [("exclude", args.exclude), ("int8", args.int8)] {
+        if !nodes.is_empty() {
+            step = step.with(name, nodes);
+        }
+    }
+    for (name, flag, all) in [("mixed", "--mixed", args.mixed), ("recover", "--recover", args.recover)] {
+        if !all.is_empty() {
+            step = step.with(name, pairs(flag, &all)?);
+        }
     }
     start_for(context, args.common, &args.scheme, step, args.device)
 }
@@ -256,5 +274,55 @@ fn same_file(a: &std::path::Path, b: &std::path::Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,
         _ => false,
+    }
+}
+
+/// `KEY=VALUE` pairs as the table that a recipe has.
+pub(super) fn pairs(flag: &str, all: &[String]) -> Result<Value> {
+    let mut table = Table::new();
+    for pair in all {
+        let bad = |message: &str| {
+            Error::usage("PAIR-FLAG", message.to_string()).field(flag).found(pair).limit("KEY=VALUE")
+        };
+        let (key, value) = pair.split_once('=').ok_or_else(|| bad("a setting is KEY=VALUE"))?;
+        let (key, value) = (key.trim(), value.trim());
+        if key.is_empty() || value.is_empty() {
+            return Err(bad("a setting is KEY=VALUE"));
+        }
+        if table.insert(key.into(), scalar(value)).is_some() {
+            return Err(bad("the setting is given twice"));
+        }
+    }
+    Ok(Value::Table(table))
+}
+
+/// A number as a recipe would have it, else text. `2e5` is whole, so that counts can be written so.
+pub(super) fn scalar(text: &str) -> Value {
+    if let Ok(n) = text.parse::<i64>() {
+        return Value::from(n);
+    }
+    match text.parse::<f64>() {
+        Ok(x) if x.fract() == 0.0 && x.abs() < 1e15 && !text.contains('.') => Value::from(x as i64),
+        Ok(x) => Value::from(x),
+        Err(_) => Value::from(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_become_what_a_recipe_has() {
+        let text = ["tokens=2e5", "rate=1e-4", "batch=8", "towards=task"].map(String::from);
+        let table = pairs("--recover", &text).unwrap();
+        let wanted = "tokens = 200000\nrate = 0.0001\nbatch = 8\ntowards = \"task\"";
+        assert_eq!(table, Value::Table(toml::from_str(wanted).unwrap()));
+        assert_eq!(pairs("--target", &["bytes=20MB".into()]).unwrap()["bytes"].as_str(), Some("20MB"));
+        for bad in [&["steps"][..], &["=3"], &["steps="], &["steps=1", "steps=2"]] {
+            let all: Vec<String> = bad.iter().map(ToString::to_string).collect();
+            let e = pairs("--recover", &all).unwrap_err();
+            assert!(e.kind().exit_code() == 2 && e.to_string().contains("--recover"), "{e}");
+        }
     }
 }

@@ -24,7 +24,7 @@ use crate::child::{Child, Limits};
 use crate::data::{DataSet, TextSet};
 use crate::error::{Error, Kind, Result};
 use crate::hardware::Machine;
-use crate::monitor::{Level, Monitor};
+use crate::monitor::{Monitor, Quiet};
 use crate::runtime::{Library, Optimization, SessionOptions, SessionSettings, provider};
 use crate::save;
 use crate::tensor::Tensor;
@@ -188,21 +188,6 @@ impl Subject<'_> {
     fn ask(&mut self, question: &Question, monitor: &dyn Monitor) -> Option<Result<Answer>> {
         let child = self.child.as_mut()?;
         Some(child.ask(question, &Quiet(monitor), &mut |_| Ok(())))
-    }
-}
-
-/// Lets a stop through and nothing else: a child's own phases are no news.
-struct Quiet<'a>(&'a dyn Monitor);
-
-impl Monitor for Quiet<'_> {
-    fn phase(&self, _: &str, _: Option<u64>) {}
-    fn progress(&self, _: u64) {}
-    fn metric(&self, _: &str, _: u64, _: f64) {}
-    fn log(&self, level: Level, message: &str) {
-        self.0.log(level, message);
-    }
-    fn stop_requested(&self) -> bool {
-        self.0.stop_requested()
     }
 }
 

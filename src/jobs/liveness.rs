@@ -112,6 +112,7 @@ pub(super) fn bury(job: &JobHandle, signal: Option<i32>) -> bool {
     let holder = Holder::read(&job.dir);
     let Ok(mut log) = Log::open(&job.dir, state.next_seq) else { return false };
     let last = store::worker_log(&job.dir, 50);
+    let signal = signal.or_else(|| holder.as_ref().and_then(|h| h.process.killed_by()));
     let cause = cause(holder.as_ref(), signal, &last);
     if !last.is_empty() {
         let message = format!("last lines of worker.log:\n{}", last.join("\n"));

@@ -38,6 +38,14 @@ impl Identity {
         self.is_local() && start_time(self.pid).is_some_and(|t| t == self.start)
     }
 
+    /// The signal that ended exactly this process, as long as its parent has not taken its exit status.
+    pub(super) fn killed_by(&self) -> Option<i32> {
+        if !self.is_local() {
+            return None;
+        }
+        wait_status(self.pid, self.start).map(|status| status & 0x7f).filter(|signal| *signal != 0)
+    }
+
     /// Sends `signal` if exactly this process lives; tells whether it was sent.
     pub fn signal(&self, signal: rustix::process::Signal) -> bool {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw) else {
@@ -66,6 +74,22 @@ fn start_time(pid: u32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+/// Wait status of a process that started at `start`: 0 while it lives, kept until its parent takes it (proc(5),
+/// `stat` fields 22 and 52). A process lets go of its locks a moment before it is a zombie.
+#[cfg(target_os = "linux")]
+fn wait_status(pid: u32, start: u64) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let same = fields.get(19)?.parse() == Ok(start);
+    same.then(|| fields.get(49)?.parse().ok())?
+}
+
+/// Without `/proc` only the parent learns how a process ended.
+#[cfg(not(target_os = "linux"))]
+fn wait_status(_: u32, _: u64) -> Option<i32> {
+    None
 }
 
 /// Without `/proc` only existence can be asked; every process then starts at 0.
@@ -177,6 +201,23 @@ fn oom_kills(directory: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_killed_a_process_is_known_until_its_parent_has_asked() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut process = Identity::own();
+        (process.pid, process.start) = (child.id(), start_time(child.id()).unwrap());
+        assert_eq!(process.killed_by(), None);
+        child.kill().unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while process.killed_by().is_none() && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(process.killed_by(), Some(9));
+        child.wait().unwrap();
+        assert_eq!(process.killed_by(), None);
+    }
 
     fn machine(groups: &str, mounts: &str, files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();

@@ -11,7 +11,6 @@ use super::store::{self, JobHandle, JobId, QUEUED};
 use crate::config::{Paths, Settings};
 use crate::error::{Error, Result};
 use std::fs::{self, OpenOptions};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -145,12 +144,16 @@ fn start(job: &JobHandle, paths: &Paths, program: &Path) -> Result<()> {
     }
 }
 
+/// The child stays a zombie until its death is noted, so that whoever looks meanwhile can see what killed it.
 fn reap(job: &JobHandle, mut child: Child) {
-    if let Ok(status) = child.wait()
-        && let Some(signal) = status.signal()
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+        && let Ok(Some(ended)) = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+        && let Some(signal) = ended.terminating_signal()
     {
         liveness::bury(job, Some(signal));
     }
+    let _ = child.wait();
 }
 
 /// What a worker can be asked for.

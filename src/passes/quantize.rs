@@ -9,6 +9,7 @@ mod dynamic;
 mod embeddings;
 mod fold;
 mod half;
+mod mixed;
 mod products;
 mod qdq;
 mod ranges;
@@ -20,14 +21,17 @@ mod weights;
 pub use self::half::{Half, stored as stored_in_half};
 pub use blocks::{Rounding, ZeroPoints};
 pub use calibrate::TensorReport;
+pub use mixed::{LayerReport, Metric, Mixed, OptionReport, Precision, Search};
 pub use ranges::Activations;
 pub use repair::{Auto, Repair, Smooth, equalized};
 
 use super::optimize::lifted;
+use super::recover::{self, Recover};
 use super::{Ctx, Estimate, Pass, PassReport, matches, quantized_node};
 use crate::analysis::SaturatedLayer;
 use crate::analysis::saturation::saturation;
 use crate::error::{Error, Result};
+use crate::execute::Checkpointing;
 use crate::graph::{Graph, Node, NodeIndex};
 use crate::hardware::{IntegerSet, Machine};
 use crate::monitor::Level;
@@ -140,10 +144,19 @@ pub struct Settings {
     pub reduce_range: Option<bool>,
     /// Name patterns (substrings, `*` wild) of nodes that stay in float.
     pub exclude: Vec<String>,
+    /// Name patterns of nodes whose weights take 8 bits where `weight-int4` has 4.
+    pub int8: Vec<String>,
     /// Most calibration samples (rows of the batch axis) to read; 0 reads all.
     pub samples: usize,
     /// Repairs of the int8 schemes.
     pub repair: Repair,
+    /// A budget within which layers take more bits where that pays most.
+    pub mixed: Option<Mixed>,
+    /// Training of what stays in float, scales of blocks included, towards the float model.
+    pub recover: Option<Recover>,
+    /// Bits that were found for layers.
+    #[serde(skip)]
+    assigned: mixed::Assignment,
 }
 
 impl Default for Settings {
@@ -166,8 +179,12 @@ impl Default for Settings {
             per_channel: true,
             reduce_range: None,
             exclude: vec![],
+            int8: vec![],
             samples: 0,
             repair: Repair::default(),
+            mixed: None,
+            recover: None,
+            assigned: mixed::Assignment::new(),
         }
     }
 }
@@ -188,8 +205,27 @@ pub(super) fn build(table: &toml::Table) -> Result<Box<dyn Pass>> {
 impl Settings {
     fn excluded(&self, graph: &Graph, i: NodeIndex) -> bool {
         let label = graph.label(i);
-        self.exclude.iter().any(|p| matches(p, &label))
+        self.precision(graph, i) == Precision::Float || self.exclude.iter().any(|p| matches(p, &label))
     }
+
+    /// Whether a node's weight takes 8 bits where others have 4.
+    fn wide(&self, graph: &Graph, i: NodeIndex) -> bool {
+        let label = graph.label(i);
+        self.precision(graph, i) == Precision::Int8 || self.int8.iter().any(|p| matches(p, &label))
+    }
+
+    /// The name under which the report has what was done.
+    fn rule(&self) -> &'static str {
+        match self.scheme {
+            Scheme::DynamicInt8 => "dynamic-int8",
+            Scheme::StaticInt8 => "static-int8",
+            Scheme::WeightInt8 => "weight-int8",
+            Scheme::WeightInt4 => "weight-int4",
+            Scheme::Fp16 => "fp16",
+            Scheme::Bf16 => "bf16",
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let out_of = |field: &str, found: f64, limit: &str| {
             Err(Error::usage("QUANTIZE-SETTING", "a setting of quantize is out of range")
@@ -211,6 +247,20 @@ impl Settings {
         }
         if !(0..=4).contains(&self.accuracy_level) {
             return out_of("accuracy_level", self.accuracy_level as f64, "0 to 4");
+        }
+        if let Some(mixed) = &self.mixed {
+            mixed.check(self.scheme)?;
+        }
+        if let Some(recover) = &self.recover {
+            recover.check()?;
+            if !matches!(self.scheme, Scheme::WeightInt4 | Scheme::WeightInt8) {
+                return Err(Error::usage(
+                    "QUANTIZE-RECOVER",
+                    "only weights in blocks can be trained after they were quantised",
+                )
+                .field("step.recover")
+                .hint("use scheme weight-int4 or weight-int8, or train before"));
+            }
         }
         self.repair.check(self.scheme)
     }
@@ -274,7 +324,7 @@ fn refuse_quantized(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
-/// `graph` quantised as the settings say, without repairs.
+/// `graph` quantised as the settings say, without search, repairs and training.
 fn quantized(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<Graph> {
     let half = |half: Half, report: &mut PassReport| {
         let stored = half::stored(graph, half, ctx.monitor, report)?;
@@ -353,6 +403,7 @@ impl Pass for Quantize {
             return Some(repair.into());
         }
         match (self.settings.scheme, self.settings.rounding) {
+            _ if self.settings.mixed.is_some() => Some("mixed precision".into()),
             (Scheme::StaticInt8, _) => Some("static-int8".into()),
             (Scheme::WeightInt8 | Scheme::WeightInt4, rounding) if rounding.needs_data() => {
                 Some("rounding gptq or awq".into())
@@ -361,10 +412,17 @@ impl Pass for Quantize {
         }
     }
 
+    fn needs_training(&self) -> Option<String> {
+        self.settings.recover.as_ref().map(|_| "recovery".into())
+    }
+
     fn check(&self, graph: &Graph, ctx: &Ctx<'_>) -> Result<()> {
         refuse_quantized(graph)?;
         if self.needs_calibration().is_some() {
             calibrate::data(ctx)?;
+        }
+        if let Some(settings) = &self.settings.recover {
+            recover::data(ctx, settings.towards)?;
         }
         let graph = &lifted(graph)?;
         match self.settings.scheme {
@@ -394,6 +452,10 @@ impl Pass for Quantize {
             }
         };
         let half = matches!(self.settings.scheme, Scheme::Fp16 | Scheme::Bf16);
+        // Search and training hold the float model beside what they make of it.
+        let (searched, trained) = (self.settings.mixed.is_some(), self.settings.recover.is_some());
+        let calibration = calibration.max(if searched { 2 * bytes } else { 0 });
+        let calibration = calibration + if trained { 2 * bytes } else { 0 };
         Estimate {
             seconds: (bytes + 8 * calibration) as f64 / 5e8,
             memory: Bytes(covered / 4 + largest / 4 + calibration + histograms + (16 << 20)),
@@ -407,14 +469,27 @@ impl Pass for Quantize {
         let mut report = PassReport::new("quantize");
         let before: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
         let settings = &self.settings.settled(ctx, &mut report);
+        let found = match &settings.mixed {
+            Some(mixed) => Some(mixed::choose(graph, settings, mixed, ctx)?),
+            None => None,
+        };
+        let settings = &found.as_ref().map_or_else(|| settings.clone(), |f| f.settings.clone());
         let make =
             |graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport| quantized(graph, settings, ctx, report);
-        let graph = repair::run(graph, settings, ctx, &mut report, &make)?;
-        self.saturation(&graph, ctx, &mut report)?;
-        let after: u64 = graph.initializers().map(|(_, t)| t.byte_len()).sum();
+        let mut quantized = repair::run(graph, settings, ctx, &mut report, &make)?;
+        if let Some(found) = found {
+            found.judge(&quantized, ctx, &mut report)?;
+        }
+        if let Some(settings) = &settings.recover {
+            let original = ctx.original.unwrap_or(graph);
+            quantized =
+                recover::recover(&quantized, original, settings, Checkpointing::Auto, ctx, &mut report)?;
+        }
+        self.saturation(&quantized, ctx, &mut report)?;
+        let after: u64 = quantized.initializers().map(|(_, t)| t.byte_len()).sum();
         report.facts.insert("weight_bytes_before".into(), before as f64);
         report.facts.insert("weight_bytes_after".into(), after as f64);
-        Ok((graph, report))
+        Ok((quantized, report))
     }
 }
 

@@ -4,7 +4,7 @@
 use super::cost::{self, DeviceFacts};
 use super::goal::Goal;
 use super::proposal::{Confidence, Proposal};
-use super::recipe::{DataSpec, Recipe};
+use super::recipe::{DataSpec, Recipe, Step};
 use super::rules::{Facts, Forecast, Layer, RECIPES, Range, Rule};
 use crate::analysis::Summary;
 use serde::{Deserialize, Serialize};
@@ -30,8 +30,23 @@ pub struct Question<'a> {
     pub data: &'a DataSpec,
     /// Median latency of the model on the device in milliseconds, where it was measured.
     pub measured_ms: Option<f64>,
+    /// What came of recipes that were run on this model before.
+    pub tried: &'a [Tried],
     /// Seed of the recipes.
     pub seed: u64,
+}
+
+/// What came of a recipe that was run and measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tried {
+    /// Steps of the recipe.
+    pub steps: Vec<Step>,
+    /// Job that measured it.
+    pub job: String,
+    /// What speaks against the result: slower, or worse than its margin. It is not proposed again.
+    pub against: Vec<String>,
+    /// The conclusion of the comparison.
+    pub conclusion: String,
 }
 
 /// A combination that is not proposed.
@@ -88,7 +103,15 @@ pub fn recommend(question: &Question<'_>) -> Recommendation {
         let name = name(rules);
         match predict(rules, &facts, &start) {
             Ok(forecast) => {
-                let proposal = propose(question, name, forecast, base, &start);
+                let mut proposal = propose(question, name, forecast, base, &start);
+                if let Some(tried) = question.tried.iter().find(|t| t.steps == proposal.recipe.steps) {
+                    if !tried.against.is_empty() {
+                        let reason = format!("measured in job {}: {}", tried.job, tried.against.join("; "));
+                        refused.push(Refused { name: proposal.name, reason });
+                        continue;
+                    }
+                    proposal.reasons.push(format!("measured in job {}: {}", tried.job, tried.conclusion));
+                }
                 scored.push((score(&proposal, summary.file_bytes), proposal));
             }
             Err(reason) if rules.len() <= 2 => refused.push(Refused { name, reason }),

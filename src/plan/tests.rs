@@ -96,6 +96,7 @@ fn ask(summary: &Summary, isa: &str, goal: &Goal, data: &DataSpec) -> Recommenda
         goal,
         data,
         measured_ms: None,
+        tried: &[],
         seed: 0,
     })
 }
@@ -187,12 +188,45 @@ fn a_measured_latency_replaces_the_roofline() {
         goal: &Goal::default(),
         data: &data(),
         measured_ms: Some(12.0),
+        tried: &[],
         seed: 0,
     });
     assert_eq!(r.original_latency_ms, Some((12.0, 12.0, 12.0)));
     let p = &r.proposals[0];
     let expected = 12.0 / p.predicted_speedup.unwrap();
     assert!((p.predicted_latency_ms.unwrap().0 - expected).abs() < 1e-9);
+}
+
+#[test]
+fn what_was_measured_to_be_slower_is_not_proposed_again() {
+    let summary = convnet();
+    let asked = |tried: &[Tried]| {
+        recommend(&Question {
+            summary: &summary,
+            model: "m.onnx",
+            device: &device("avx512_vnni"),
+            goal: &Goal::default(),
+            data: &data(),
+            measured_ms: None,
+            tried,
+            seed: 0,
+        })
+    };
+    let first = asked(&[]).proposals[0].clone();
+    let mut tried = Tried {
+        steps: first.recipe.steps.clone(),
+        job: "20260101-000000-abcd".into(),
+        against: vec!["slower than the original by +12 %".into()],
+        conclusion: "slower than the baseline".into(),
+    };
+    let again = asked(std::slice::from_ref(&tried));
+    assert!(again.proposals.iter().all(|p| p.name != first.name));
+    let refused = again.refused.iter().find(|r| r.name == first.name).unwrap();
+    assert!(refused.reason.contains("20260101-000000-abcd") && refused.reason.contains("+12 %"));
+    (tried.against, tried.conclusion) = (vec![], "recommended: faster and smaller".into());
+    let good = asked(&[tried]);
+    assert_eq!(good.proposals[0].name, first.name);
+    assert!(good.proposals[0].reasons.last().unwrap().ends_with("recommended: faster and smaller"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a comparison of two models says.
 
 use super::{Cell, Present, Report, Table};
-use crate::analysis::diff::{ChangeKind, Diff, GroupChange, LayerChange, WeightChange};
+use crate::analysis::diff::{ChangeKind, Diff, GroupChange, LayerChange, LayerTime, WeightChange};
 use crate::error::Result;
 use crate::units::{Bytes, Count};
 
@@ -63,6 +63,17 @@ pub fn differences(d: &Diff, brief: bool) -> Result<Report> {
     if !weights.is_empty() {
         report = titled(report, "weights", weights.len(), brief).table(weight_table(&cut(&weights, brief)));
     }
+    if let Some(times) = &d.times {
+        let layers: Vec<&LayerTime> = times.layers.iter().collect();
+        report = titled(report, "time by layer", layers.len(), brief).table(time_table(&cut(&layers, brief)));
+        let (was, is) = (&times.before, &times.after);
+        report = report.line(format!(
+            "all nodes: {:.3} ms before, {:.3} ms after; by layers of the model before: {:.3} and {:.3} ms",
+            was.nodes_ms, is.nodes_ms, was.known_ms, is.known_ms
+        ));
+        report = report
+            .line("one profile each, the profiler's own time included: `tinsmith bench` compares latencies");
+    }
     for warning in &d.warnings {
         report = report.line(format!("warning: {warning}"));
     }
@@ -103,6 +114,30 @@ fn group_table(groups: &[&GroupChange]) -> Table {
             Cell::value(g.before as u64, g.before.to_string()),
             Cell::value(g.after as u64, g.after.to_string()),
             Cell::value(delta, format!("{:+.1} %", 100.0 * delta)),
+        ]);
+    }
+    table
+}
+
+fn time_table(layers: &[&LayerTime]) -> Table {
+    let mut table = Table::new(&[
+        ("name", "<layer"),
+        ("before_ms", "before ms"),
+        ("after_ms", "after ms"),
+        ("delta", "change ms"),
+        ("before", "<ran before"),
+        ("after", "<ran after"),
+    ]);
+    for l in layers {
+        let ms = |v: f64| Cell::value(v, format!("{v:.3}"));
+        let delta = l.after_ms - l.before_ms;
+        table.push([
+            Cell::text(l.name.clone()),
+            ms(l.before_ms),
+            ms(l.after_ms),
+            Cell::value(delta, format!("{delta:+.3}")),
+            Cell::text(l.before.clone()),
+            Cell::text(l.after.clone()),
         ]);
     }
     table

@@ -79,14 +79,14 @@ fn drive(app: &mut App, backend: &Arc<dyn Backend>, model: Option<PathBuf>) -> R
         open_model(app, path, &mut first);
         app.tab = tab;
     }
+    let (sender, receiver) = sync_channel(QUEUE);
+    // Whoever sees the first frame may send a signal.
+    spawn_signals(sender.clone())?;
     // Nothing is read before the first frame stands.
     draw(app, &mut screen).map_err(broken)?;
     #[cfg(debug_assertions)]
     fault("draw");
-
-    let (sender, receiver) = sync_channel(QUEUE);
     spawn_input(sender.clone());
-    spawn_signals(sender.clone())?;
     terminal::watch_hangup();
     spawn_facts(backend.clone(), sender.clone());
     spawn_watch(backend.clone(), sender.clone());

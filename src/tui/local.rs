@@ -251,6 +251,7 @@ impl Backend for Local {
             goal,
             data,
             measured_ms: measured_ms.filter(|_| device.name == "host"),
+            tried: &[],
             seed: 0,
         });
         Ok(Ranked { device, recommendation })

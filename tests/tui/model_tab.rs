@@ -74,6 +74,7 @@ pub fn difference() -> Diff {
             weight("blk.2.attention.q.weight", Some(ChangeKind::Changed), None),
         ],
         elements_compared: true,
+        times: None,
         warnings: vec![],
     }
 }

@@ -26,7 +26,8 @@ pub(in crate::passes) struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Runs `graph` on the first `rows` of `data`, `batch` rows at once (0 leaves it to the data).
+    /// Runs `graph` on the first `rows` of `data`, `batch` rows at once (0 leaves it to the data), and judges by
+    /// its output `head`.
     ///
     /// # Errors
     /// Those of running the model; `Usage` where the objective needs labels that the data lack; `Stopped`.
@@ -35,12 +36,12 @@ impl<'a> Judge<'a> {
         data: &Samples,
         rows: usize,
         batch: usize,
-        objective: Objective,
+        (head, objective): (Head, Objective),
         monitor: &'a dyn Monitor,
     ) -> Result<Judge<'a>> {
         let mut judge = Judge {
             executor: Executor::new(graph)?,
-            head: Head::of(graph, data)?,
+            head,
             objective,
             batches: data.first(rows.max(1)).batches(batch).collect::<Result<_>>()?,
             kept: vec![],

@@ -8,20 +8,18 @@ use super::importance::{Gate, Source, gates};
 use super::room::Room;
 use crate::error::Result;
 use crate::evaluate::objective::{Head, Objective};
-use crate::evaluate::samples::Batch;
-use crate::execute::{Executor, Overrides};
+use crate::execute::Overrides;
 use crate::graph::ValueId;
 use crate::graph::constants::Constants;
 use crate::monitor::Level;
 use crate::passes::Memo;
+use crate::passes::look::Judge;
 use crate::tensor::{Tensor, Value};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Parts of a group's units that are tried.
 pub const PARTS: [f64; 3] = [0.125, 0.25, 0.5];
-/// Most bytes of reference outputs that are kept instead of computed again.
-const KEPT: usize = 256 << 20;
 
 /// Rise of the mean loss over the part of the units that is gone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -104,28 +102,10 @@ fn curves(
     rows: usize,
 ) -> Result<Vec<Curve>> {
     let data = super::importance::data(source.data)?;
-    let head = Head::of(source.graph, data)?;
     let task = source.slope != super::Slope::Reference && data.labelled();
     let objective = if task { Objective::Likelihood } else { Objective::Reference };
-    let executor = Executor::new(source.graph)?;
-    let batches = data.first(rows.max(1)).batches(source.batch).collect::<Result<Vec<Batch>>>()?;
-    let none = Overrides::new();
-    let outputs = |batch: &Batch, with: &Overrides| {
-        executor.run_watched(&batch.inputs, with, &mut |_| source.monitor.check())
-    };
-    let size = |v: &[Value]| v.iter().map(|v| 4 * v.shape().iter().product::<usize>()).sum::<usize>();
-    let mut kept: Vec<Option<Vec<Value>>> = Vec::new();
-    let mut held = 0;
-    let mut base = 0.0;
-    let mut count = 0.0;
-    for batch in &batches {
-        let y = outputs(batch, &none)?;
-        let loss = head.loss(objective, &y, batch, (!task).then_some(y.as_slice()))?;
-        (base, count) = (base + loss.sum, count + loss.count);
-        held += size(&y);
-        kept.push((!task && held <= KEPT).then_some(y));
-    }
-    let base = base / f64::max(count, 1.0);
+    let by = (Head::of(source.graph, data)?, objective);
+    let judge = Judge::new(source.graph, data, rows, source.batch, by, source.monitor)?;
     let by_unit = by_group(source, room);
     source.monitor.phase("prune: look at sensitivity", Some((room.candidates.len() * PARTS.len()) as u64));
     let mut out = Vec::with_capacity(room.candidates.len());
@@ -140,18 +120,8 @@ fn curves(
             let mut leaves = vec![false; group.units];
             order[..gone].iter().for_each(|u| leaves[*u] = true);
             let with = without(source, &by_unit[i], group.first, &leaves)?;
-            let (mut sum, mut count) = (0.0, 0.0);
-            for (batch, kept) in batches.iter().zip(&kept) {
-                let y = outputs(batch, &with)?;
-                let again = match (task, kept) {
-                    (false, None) => Some(outputs(batch, &none)?),
-                    _ => None,
-                };
-                let loss = head.loss(objective, &y, batch, kept.as_deref().or(again.as_deref()))?;
-                (sum, count) = (sum + loss.sum, count + loss.count);
-            }
-            let part = gone as f64 / group.units as f64;
-            curve.points.push((part, (sum / f64::max(count, 1.0) - base).max(0.0)));
+            let rise = judge.rise(|batch| judge.with(batch, &with))?;
+            curve.points.push((gone as f64 / group.units as f64, rise.max(0.0)));
             source.monitor.progress((i * PARTS.len() + k + 1) as u64);
         }
         out.push(curve);

@@ -77,6 +77,13 @@ pub(super) enum Zero {
     Real,
 }
 
+impl Rounding {
+    /// The nearest to it that needs no data.
+    pub(super) fn without_data(self) -> Rounding {
+        if self == Rounding::Gptq { Rounding::Mse } else { self }
+    }
+}
+
 /// The shape of a grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Form {

@@ -12,7 +12,7 @@ mod smooth;
 
 use super::{Rounding, Scheme, Settings, calibrate};
 use crate::error::{Error, Kind, Result};
-use crate::evaluate::objective::Objective;
+use crate::evaluate::objective::{Head, Objective};
 use crate::graph::Graph;
 use crate::monitor::{Level, Monitor};
 use crate::passes::look::Judge;
@@ -141,7 +141,8 @@ pub(super) fn run(
     let data = calibrate::data(ctx)?;
     let one = data.batch(&[0])?;
     let rows = POSITIONS.div_ceil(one.tokens.max(1)).clamp(ROWS.0, ROWS.1).min(data.len());
-    let judge = match Judge::new(graph, data, rows, 0, Objective::Reference, ctx.monitor) {
+    let judge = |head| Judge::new(graph, data, rows, 0, (head, Objective::Reference), ctx.monitor);
+    let judge = match Head::of(graph, data).and_then(judge) {
         Ok(judge) => Some(judge),
         Err(e) if e.kind() == Kind::Unsupported => None,
         Err(e) => return Err(e),

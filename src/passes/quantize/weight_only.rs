@@ -78,8 +78,10 @@ impl Settings {
         Some(Form { bits, zero, ..self.form() })
     }
 
-    fn rule(&self) -> &'static str {
-        if self.scheme == Scheme::WeightInt8 { "weight-int8" } else { "weight-int4" }
+    /// The grid of a node's weight.
+    fn form_of(&self, graph: &Graph, i: NodeIndex) -> Form {
+        let form = self.form();
+        if self.wide(graph, i) { Form { bits: Bits::Eight, ..form } } else { form }
     }
 }
 
@@ -148,7 +150,7 @@ pub(super) fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut
             continue;
         }
         let shared = tables.contains(&product.weight) && product.transposed;
-        let form = settings.table_form().filter(|_| shared).unwrap_or(settings.form());
+        let form = settings.table_form().filter(|_| shared).unwrap_or_else(|| settings.form_of(graph, node));
         out.push(Chosen { node, product, data: *data, inputs, outputs, form });
     }
     out
