@@ -226,7 +226,7 @@ fn flags_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
 #[test]
 fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
     let home = Home::new();
-    let cases: [(&str, &str); 7] = [
+    let cases: [(&str, &str); 8] = [
         ("--scheme fp16", "scheme = 'fp16'"),
         (
             "--scheme static-int8 --equalize --smooth 0.5 --bias-correction --rounding gptq",
