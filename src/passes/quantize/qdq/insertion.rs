@@ -28,6 +28,7 @@ pub(super) fn write(
         edit: graph.edit(),
         levels: HashMap::new(),
         constants: HashMap::new(),
+        zeros: HashMap::new(),
         weights: HashMap::new(),
     };
     ctx.monitor.phase("quantize: weights", Some(placement.roles.len() as u64));
@@ -80,6 +81,8 @@ struct Writer<'g> {
     edit: Edit,
     /// The integers of each value.
     levels: HashMap<ValueId, ValueId>,
+    /// Zero points of data, by what they are.
+    zeros: HashMap<i32, ValueId>,
     /// What left the grid of a constant.
     constants: HashMap<ValueId, ValueId>,
     /// Quantised weights by weight and channel axis: value and scales.
@@ -106,12 +109,17 @@ impl Writer<'_> {
     }
 
     fn scale_and_zero(&mut self, name: &str, grid: Grid) -> (ValueId, ValueId) {
+        let s = self.edit.add_initializer(&format!("{name}_scale"), Tensor::scalar(grid.scale));
+        if let Some(z) = self.zeros.get(&grid.zero) {
+            return (s, *z);
+        }
         let zero = match self.settings.activations {
             Activations::U8 => Tensor::scalar(grid.zero as u8),
             Activations::S8 => Tensor::scalar(grid.zero as i8),
         };
-        let s = self.edit.add_initializer(&format!("{name}_scale"), Tensor::scalar(grid.scale));
-        (s, self.edit.add_initializer(&format!("{name}_zero_point"), zero))
+        let z = self.edit.add_initializer(&format!("zero_point_{}", grid.zero), zero);
+        self.zeros.insert(grid.zero, z);
+        (s, z)
     }
 
     /// Whether what left the grid of `v` leaves the graph.

@@ -58,7 +58,7 @@ pub(super) fn role(
         return Ok(Some(Role::Weighted(Weighted { weight, channel_axis: 0, bias, whole: true })));
     }
     if node.is("MatMul") && !constant_second(graph, node) {
-        return Err("products of data with data are as fast in float");
+        return Err("products of data with data stay in float");
     }
     if let Some(product) = products::product(graph, i)? {
         let bias = match product.bias {
