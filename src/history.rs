@@ -4,6 +4,9 @@
 
 pub mod baselines;
 mod index;
+mod judged;
+
+pub use judged::{Judged, against, judge, percent, tried};
 
 use crate::config::Paths;
 use crate::error::Result;

@@ -8,6 +8,7 @@ use crate::analysis::{self, Options};
 use crate::data::{DataSet, TextSet};
 use crate::error::{Error, Result};
 use crate::hardware::Device;
+use crate::history;
 use crate::plan::{self, DeviceFacts, Question, Recipe, Recommendation};
 use crate::save;
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ fn answer(context: &Context, args: &Args) -> Result<Recommendation> {
         goal: &goal,
         data: &data,
         measured_ms: None,
-        tried: &[],
+        tried: &history::tried(&context.paths, Path::new(&args.model), args.device == "host")?,
         seed: context.seed,
     }))
 }

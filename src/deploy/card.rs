@@ -1,7 +1,7 @@
 //! The model card and the description of the session: the JSON contracts of a bundle, and the card as
 //! Markdown. Every figure stands beside the job that took it.
 
-use super::source::{Records, Variant, percent};
+use super::source::{Records, Variant};
 use super::{SCHEMA_VERSION, now_ms};
 use crate::analysis::Summary;
 use crate::compare::Delta;
@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::evaluate::measure::{Recorded, RecordedPort};
 use crate::evaluate::measurement::Measurement;
 use crate::evaluate::session::Tuned;
+use crate::history::{Judged, percent};
 use crate::runtime::SessionSettings;
 use crate::text::clean;
 use crate::units::{Bytes, Count};
@@ -237,7 +238,7 @@ impl Card {
             measurement.quality.iter_mut().for_each(|q| q.correct.clear());
             Measured { job: job.clone(), measurement }
         };
-        let compared = |j: &super::source::Judged| Compared {
+        let compared = |j: &Judged| Compared {
             job: j.job.clone(),
             baseline: j.baseline.clone(),
             threads: j.row.measurement.conditions.threads,

@@ -1,14 +1,13 @@
 //! Which file a variant is, and what the jobs of this house know of it.
 
 use super::card::Gate;
-use crate::compare::{self, DEFAULT_MARGIN, Delta, Row, Verdict};
 use crate::config::Paths;
 use crate::error::{Error, Result};
 use crate::evaluate::measurement::Measurement;
-use crate::history;
+use crate::history::{self, Judged, against, judge};
 use crate::jobs::store::JobInfo;
 use crate::jobs::{self, JobHandle, Request};
-use crate::plan::{Goal, Recipe};
+use crate::plan::Recipe;
 use crate::save;
 use serde_json::Value;
 use std::fs;
@@ -87,14 +86,6 @@ pub(super) struct Maker {
     pub(super) steps: Vec<(String, Value)>,
 }
 
-/// A comparison that a job allows.
-pub(super) struct Judged {
-    pub(super) job: String,
-    pub(super) baseline: String,
-    pub(super) margin: f64,
-    pub(super) row: Row,
-}
-
 /// What is known of a variant.
 pub(super) struct Records {
     pub(super) maker: Option<Maker>,
@@ -151,83 +142,13 @@ fn made_by(job: &JobHandle) -> Result<Option<Maker>> {
     Ok(Some(Maker { job: job.clone(), info, recipe, resolved, steps }))
 }
 
-/// What a job's figures say of the file: against the first variant of the job, at each thread count.
-fn judge(job: &JobHandle, all: &[Measurement], sha256: &str) -> Vec<Judged> {
-    let goal = match job.request() {
-        Ok(Request::Run { recipe }) => recipe.goal,
-        _ => Goal::default(),
-    };
-    let margin = goal.max_quality_drop.unwrap_or(DEFAULT_MARGIN);
-    let Some(first) = all.first().filter(|m| m.model_sha256 != sha256) else { return Vec::new() };
-    let mut threads: Vec<usize> = all.iter().map(|m| m.conditions.threads).collect();
-    threads.sort_unstable();
-    threads.dedup();
-    let mut out = Vec::new();
-    for threads in threads {
-        let same: Vec<Measurement> =
-            all.iter().filter(|m| m.conditions.threads == threads).cloned().collect();
-        let Some(at) = same.iter().position(|m| m.model_sha256 == first.model_sha256) else { continue };
-        // A baseline is named by its place, as variants may share names.
-        let mut ordered = vec![same[at].clone()];
-        ordered.extend(same.iter().enumerate().filter(|(i, _)| *i != at).map(|(_, m)| m.clone()));
-        let Ok(found) = compare::compare(&ordered, None, &goal, margin) else { continue };
-        let own = |(i, r): &(usize, Row)| *i > 0 && r.measurement.model_sha256 == sha256;
-        out.extend(found.rows.into_iter().enumerate().filter(own).map(|(_, row)| Judged {
-            job: job.id.to_string(),
-            baseline: first.variant.clone(),
-            margin,
-            row,
-        }));
-    }
-    out
-}
-
 impl Records {
     /// What the newest verdicts on speed and on quality say against shipping, and the gates missed.
     pub(super) fn gate(&self, forced: bool) -> Gate {
-        let mut reasons = Vec::new();
-        let decided = |d: &Option<Delta>| {
-            d.as_ref().is_some_and(|d| !matches!(d.verdict, Verdict::NotComparable | Verdict::Baseline))
-        };
-        if let Some(j) = self.judged.iter().find(|j| decided(&j.row.latency)) {
-            // Every thread count of the newest job counts.
-            let of_job = self.judged.iter().filter(|o| o.job == j.job);
-            for (j, d) in of_job.filter_map(|j| Some((j, j.row.latency.as_ref()?))) {
-                if d.verdict == Verdict::Worse {
-                    let threads = j.row.measurement.conditions.threads;
-                    reasons.push(format!(
-                        "slower than {} by {} on {threads} thread{} (job {})",
-                        j.baseline,
-                        percent(d),
-                        if threads == 1 { "" } else { "s" },
-                        j.job
-                    ));
-                }
-            }
-        }
-        if let Some(j) = self.judged.iter().find(|j| decided(&j.row.quality))
-            && let Some(d) = j.row.quality.as_ref().filter(|d| d.verdict == Verdict::Worse)
-        {
-            let metric = j.row.measurement.quality.as_ref().map_or("quality", |q| q.metric.as_str());
-            reasons.push(format!(
-                "{metric} worse than that of {} by {:.4}, beyond the margin of {:.1} % (job {})",
-                j.baseline,
-                d.delta.abs(),
-                100.0 * j.margin,
-                j.job
-            ));
-        }
+        let mut reasons = against(&self.judged, true);
         if let Some(j) = self.judged.first().filter(|j| !j.row.missed.is_empty()) {
             reasons.push(format!("misses {} (job {})", j.row.missed.join(", "), j.job));
         }
         Gate { passed: reasons.is_empty(), forced: forced && !reasons.is_empty(), reasons }
-    }
-}
-
-/// A relative change with its interval.
-pub(super) fn percent(d: &Delta) -> String {
-    match &d.ci95 {
-        Some(i) => format!("{:+.1} % [{:+.1}, {:+.1}]", 100.0 * d.delta, 100.0 * i.low, 100.0 * i.high),
-        None => format!("{:+.1} %", 100.0 * d.delta),
     }
 }

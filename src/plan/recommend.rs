@@ -43,7 +43,7 @@ pub struct Tried {
     pub steps: Vec<Step>,
     /// Job that measured it.
     pub job: String,
-    /// What speaks against the result: slower, or worse than its margin. It is not proposed again.
+    /// What speaks against the result, with the job: slower, or worse than its margin. It is not proposed again.
     pub against: Vec<String>,
     /// The conclusion of the comparison.
     pub conclusion: String,
@@ -106,7 +106,7 @@ pub fn recommend(question: &Question<'_>) -> Recommendation {
                 let mut proposal = propose(question, name, forecast, base, &start);
                 if let Some(tried) = question.tried.iter().find(|t| t.steps == proposal.recipe.steps) {
                     if !tried.against.is_empty() {
-                        let reason = format!("measured in job {}: {}", tried.job, tried.against.join("; "));
+                        let reason = format!("measured: {}", tried.against.join("; "));
                         refused.push(Refused { name: proposal.name, reason });
                         continue;
                     }

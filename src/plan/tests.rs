@@ -216,7 +216,7 @@ fn what_was_measured_to_be_slower_is_not_proposed_again() {
     let mut tried = Tried {
         steps: first.recipe.steps.clone(),
         job: "20260101-000000-abcd".into(),
-        against: vec!["slower than the original by +12 %".into()],
+        against: vec!["slower than the original by +12 % (job 20260101-000000-abcd)".into()],
         conclusion: "slower than the baseline".into(),
     };
     let again = asked(std::slice::from_ref(&tried));

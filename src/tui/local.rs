@@ -14,6 +14,7 @@ use crate::evaluate::measurement::Measurement;
 use crate::evaluate::tasks::Engine;
 use crate::export;
 use crate::hardware::Device;
+use crate::history;
 use crate::jobs::{self, JobHandle, JobState, Request, Status, Tail};
 use crate::monitor::{Level, Monitor, Silent, Switch};
 use crate::passes;
@@ -251,7 +252,7 @@ impl Backend for Local {
             goal,
             data,
             measured_ms: measured_ms.filter(|_| device.name == "host"),
-            tried: &[],
+            tried: &history::tried(&self.paths, path, device.name == "host")?,
             seed: 0,
         });
         Ok(Ranked { device, recommendation })
