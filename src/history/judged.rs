@@ -102,27 +102,28 @@ pub fn tried(paths: &Paths, model: &Path, speed: bool) -> Result<Vec<Tried>> {
         return Ok(Vec::new());
     }
     let history = sync(paths)?;
-    let measured = super::Query { what: Some("run".into()), ..super::Query::default() };
-    let measured: Vec<_> = history
-        .query(&measured)?
-        .into_iter()
-        .filter(|e| e.measurements > 1 && e.model_sha256.is_some())
-        .collect();
-    if measured.is_empty() {
+    let runs = super::Query { what: Some("run".into()), ..super::Query::default() };
+    let runs: Vec<_> =
+        history.query(&runs)?.into_iter().filter(|e| e.artifacts > 0 && e.model_sha256.is_some()).collect();
+    if runs.is_empty() {
         return Ok(Vec::new());
     }
     let (sha256, _) = save::digest(model)?;
     let mut out = Vec::new();
-    for entry in measured.iter().filter(|e| e.model_sha256.as_deref() == Some(&sha256)) {
+    for entry in runs.iter().filter(|e| e.model_sha256.as_deref() == Some(&sha256)) {
         let Ok(job) = jobs::open(paths, &entry.id) else { continue };
         let Ok(Request::Run { recipe }) = job.request() else { continue };
         let state = job.state();
         let Some(made) = state.artifacts.last() else { continue };
-        let judged = judge(&job, &state.measurements, &made.sha256);
+        // A model is measured by the job that makes it, or by others later.
+        let about = history.jobs_about(&made.sha256)?;
+        let measuring = about.iter().filter_map(|id| jobs::open(paths, id.as_str()).ok());
+        let judged: Vec<Judged> =
+            measuring.flat_map(|job| judge(&job, &job.state().measurements, &made.sha256)).collect();
         let Some(first) = judged.first() else { continue };
         out.push(Tried {
             steps: recipe.steps.clone(),
-            job: entry.id.clone(),
+            job: first.job.clone(),
             against: against(&judged, speed),
             conclusion: first.row.conclusion.clone(),
         });

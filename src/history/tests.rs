@@ -197,3 +197,40 @@ fn many_at_once_see_no_lock_and_lose_nothing() {
 fn the_library_has_the_write_ahead_log_repair() {
     assert!(rusqlite::version_number() >= 3_051_003, "{}", rusqlite::version());
 }
+
+#[test]
+fn what_was_tried_is_judged_by_whichever_job_measured_it() {
+    let (dir, paths) = home();
+    let model = dir.path().join("m.onnx");
+    fs::write(&model, b"a model").unwrap();
+    let (sha256, _) = crate::save::digest(&model).unwrap();
+    let jobs = jobs::list(&paths);
+    // The first job makes a model of the file, the second one measures both.
+    let about = jobs[0].dir.join("job.json");
+    let mut info: serde_json::Value = serde_json::from_slice(&fs::read(&about).unwrap()).unwrap();
+    info["model_sha256"] = sha256.as_str().into();
+    fs::write(&about, info.to_string()).unwrap();
+    add(
+        &jobs[0],
+        Event::Artifact { name: "v".into(), path: "v.onnx".into(), sha256: "made".into(), bytes: 7 },
+    );
+    assert!(tried(&paths, &model, true).unwrap().is_empty(), "nothing is measured");
+    let timed = |variant: &str, sha256: &str, ms: f64| {
+        let samples: Vec<f64> = (0..40).map(|i| ms * (1.0 + 0.001 * f64::from(i % 7))).collect();
+        let mut m = measurement(variant, sha256);
+        m.latency_ms = Some(Latency { p50: ms, mean: ms, n: 40, samples, ..m.latency_ms.unwrap() });
+        Event::Measurement { measurement: Box::new(m) }
+    };
+    let mut log = Log::open(&jobs[1].dir, 0).unwrap();
+    log.append(timed("original", &sha256, 1.0)).unwrap();
+    log.append(timed("variant", "made", 1.5)).unwrap();
+    log.commit().unwrap();
+    let found = tried(&paths, &model, true).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].job, jobs[1].id.to_string());
+    assert!(found[0].against[0].contains("slower than original by +50"), "{:?}", found[0].against);
+    // Elsewhere its speed is not this machine's.
+    assert!(tried(&paths, &model, false).unwrap()[0].against.is_empty());
+    fs::write(&model, b"another model").unwrap();
+    assert!(tried(&paths, &model, true).unwrap().is_empty());
+}
