@@ -473,11 +473,11 @@ impl Pass for Quantize {
             Some(mixed) => Some(mixed::choose(graph, settings, mixed, ctx)?),
             None => None,
         };
-        let settings = &found.as_ref().map_or_else(|| settings.clone(), |f| f.settings.clone());
+        let settings = found.as_ref().map_or(settings, |f| &f.settings);
         let make =
             |graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport| quantized(graph, settings, ctx, report);
         let mut quantized = repair::run(graph, settings, ctx, &mut report, &make)?;
-        if let Some(found) = found {
+        if let Some(found) = &found {
             found.judge(&quantized, ctx, &mut report)?;
         }
         if let Some(settings) = &settings.recover {

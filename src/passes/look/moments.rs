@@ -1,6 +1,10 @@
 //! First and second moments of features over positions, gathered piece by piece.
 
+use crate::error::Result;
+use crate::evaluate::samples::Positions;
 use crate::kernels::gemm::{Matrix, product};
+use crate::ops::float::elements;
+use crate::tensor::Value;
 
 /// Sums over positions.
 #[derive(Debug, Default)]
@@ -49,6 +53,23 @@ impl Moments {
             let matrix = Matrix::new(x, self.sum.len(), positions);
             product(1.0, matrix, matrix.t(), gram, true, true);
         }
+    }
+
+    /// Adds the positions of a value whose last axis holds the features, without padding.
+    ///
+    /// # Errors
+    /// `Internal` where the value is no f32 tensor.
+    pub(in crate::passes) fn add_value(&mut self, value: &Value, positions: &Positions) -> Result<()> {
+        let float = value.float()?;
+        let shape = float.dims();
+        let axis = shape.len().saturating_sub(1);
+        let x = elements::<f32>(float)?;
+        let shown = positions.rows_of(shape, axis);
+        let lines = x.chunks(shape[axis].max(1)).zip(&shown).filter(|(_, row)| row.is_some());
+        let rows: Vec<f32> = lines.flat_map(|(line, _)| line.iter().copied()).collect();
+        let count = rows.len() / shape[axis].max(1);
+        self.add_rows(rows, &vec![1.0; count]);
+        Ok(())
     }
 
     /// Adds positions by weight; `x` holds one position a row.

@@ -188,7 +188,7 @@ impl Found<'_> {
     ///
     /// # Errors
     /// Those of running it.
-    pub(super) fn judge(self, quantized: &Graph, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<()> {
+    pub(super) fn judge(&self, quantized: &Graph, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<()> {
         let loss = self.judge.rise_of(quantized)?;
         let of = |p: Precision| self.layers.iter().filter(|l| l.precision == p).count() as f64;
         for (name, value) in [
@@ -203,7 +203,7 @@ impl Found<'_> {
             let told = format!("the loss is {loss:.3e}, above the budget of {:.3e}", self.max_loss);
             ctx.monitor.log(Level::Warning, &told);
         }
-        report.layers = self.layers;
+        report.layers.clone_from(&self.layers);
         Ok(())
     }
 }

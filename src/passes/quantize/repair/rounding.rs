@@ -9,7 +9,6 @@ use crate::error::Result;
 use crate::evaluate::samples::Positions;
 use crate::execute::{Executor, Overrides, Seen};
 use crate::graph::{Graph, NodeIndex, ValueId};
-use crate::ops::float::elements;
 use crate::passes::look::{Look, Moments};
 use crate::passes::{Ctx, PassReport};
 use crate::tensor::{DType, Tensor, Value};
@@ -212,7 +211,7 @@ fn gather(
                             }
                         })?;
                     }
-                    None => add_rows(moments, value, &positions)?,
+                    None => moments.add_value(value, &positions)?,
                 }
             }
             Ok(())
@@ -225,18 +224,4 @@ fn gather(
         executor.run_tapped(&batch.inputs, &none, Seen::Of(&|v| wanted.contains(&v)), &mut add).map(drop)
     })?;
     Ok(moments)
-}
-
-/// Adds the positions of a value whose last axis holds the inputs.
-fn add_rows(moments: &mut Moments, value: &Value, positions: &Positions) -> Result<()> {
-    let float = value.float()?;
-    let shape = float.dims();
-    let axis = shape.len().saturating_sub(1);
-    let x = elements::<f32>(float)?;
-    let shown = positions.rows_of(shape, axis);
-    let lines = x.chunks(shape[axis].max(1)).zip(&shown).filter(|(_, row)| row.is_some());
-    let rows: Vec<f32> = lines.flat_map(|(line, _)| line.iter().copied()).collect();
-    let count = rows.len() / shape[axis].max(1);
-    moments.add_rows(rows, &vec![1.0; count]);
-    Ok(())
 }

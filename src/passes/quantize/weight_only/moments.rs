@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::evaluate::samples::Positions;
 use crate::execute::{Executor, Overrides, Seen};
 use crate::graph::{Graph, ValueId};
-use crate::ops::float::elements;
 use crate::passes::Ctx;
 use crate::passes::look::{Look, Moments};
 use crate::tensor::Value;
@@ -46,17 +45,7 @@ pub(in super::super) fn gather(
         let positions = Positions::of(batch)?;
         let mut add = |v: ValueId, value: &Value| -> Result<()> {
             ctx.monitor.check()?;
-            let Some(moments) = moments.get_mut(&v) else { return Ok(()) };
-            let float = value.float()?;
-            let shape = float.dims();
-            let axis = shape.len().saturating_sub(1);
-            let x = elements::<f32>(float)?;
-            let shown = positions.rows_of(shape, axis);
-            let lines = x.chunks(shape[axis].max(1)).zip(&shown).filter(|(_, row)| row.is_some());
-            let rows: Vec<f32> = lines.flat_map(|(line, _)| line.iter().copied()).collect();
-            let count = rows.len() / shape[axis].max(1);
-            moments.add_rows(rows, &vec![1.0; count]);
-            Ok(())
+            moments.get_mut(&v).map_or(Ok(()), |moments| moments.add_value(value, &positions))
         };
         for (name, tensor) in &batch.inputs {
             if let Some(v) = graph.find(name).filter(|v| wanted.contains(v)) {
