@@ -21,6 +21,7 @@ mod gemm;
 mod heads;
 mod identities;
 mod inputs;
+mod merged;
 mod movers;
 mod pairs;
 mod shapes;
@@ -63,6 +64,7 @@ const RULES: &[Rule] = &[
     Rule { name: "fuse-norms", sweep: fused::norms },
     Rule { name: "fuse-activations", sweep: fused::activations },
     Rule { name: "fuse-gemm", sweep: gemm::sweep },
+    Rule { name: "merge-products", sweep: merged::sweep },
     Rule { name: "fold-batch-norm", sweep: batch_norm::sweep },
     Rule { name: "fold-channels", sweep: channels::sweep },
     Rule { name: "fold-inputs", sweep: inputs::sweep },
@@ -244,6 +246,8 @@ impl Pass for Optimize {
             .filter_map(|n| n.inputs.get(1).copied().flatten().and_then(|v| graph.initializer(v)))
             .map(|t| t.byte_len())
             .sum();
+        let merged = if self.settings.wants("merge-products") { merged::bytes(graph) } else { 0 };
+        let read = read + merged;
         let largest = graph.initializers().map(|(_, t)| t.byte_len()).max().unwrap_or(0);
         Estimate {
             seconds: 2e-4 * nodes + read as f64 / 5e8,

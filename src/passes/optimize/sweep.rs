@@ -151,7 +151,7 @@ impl<'a> Sweep<'a> {
                     Verdict::Same(far) => trials.push(far),
                     Verdict::Untried(why) => applied[at].detail += &format!(" (untried: {why})"),
                     Verdict::Differs(why) => {
-                        refused.insert(claim.output, why);
+                        refused.insert(claim.outputs[0], why);
                     }
                 }
             }
@@ -161,11 +161,18 @@ impl<'a> Sweep<'a> {
 
     /// Has the rewrite that was noted last tried: `output` must be what it was, made from the same values.
     pub(super) fn claim(&mut self, output: ValueId, from: impl IntoIterator<Item = ValueId>) {
-        let claim = Claim { output, from: from.into_iter().collect() };
+        let becomes = self.graph.value_name(output).to_string();
+        let claim = Claim { outputs: vec![output], becomes, from: from.into_iter().collect() };
         self.claims.push((self.applied.len().saturating_sub(1), claim));
     }
 
-    /// Why a trial refused the rewrite that gives `output`.
+    /// As [`Sweep::claim`]: the new value `whole` must be `outputs` side by side on the last axis.
+    pub(super) fn claim_beside(&mut self, outputs: Vec<ValueId>, whole: ValueId, from: Vec<ValueId>) {
+        let becomes = self.edit().graph().value_name(whole).to_string();
+        self.claims.push((self.applied.len().saturating_sub(1), Claim { outputs, becomes, from }));
+    }
+
+    /// Why a trial refused the rewrite that gives `output`, or that of which it is the first.
     pub(super) fn refused(&self, output: ValueId) -> Option<&'a str> {
         self.refused.get(&output).map(String::as_str)
     }

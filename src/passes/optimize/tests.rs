@@ -9,6 +9,7 @@ use crate::ops::{Attr, Attributes, Dim};
 use crate::tensor::{DType, Tensor};
 
 mod fused;
+mod merged;
 
 const TERMS: Terms = Terms { fold_limit: 1 << 20, target: Target::Standard };
 

@@ -21,7 +21,10 @@ const SIZES: [[i64; 5]; 2] = [[2, 3, 5, 4, 7], [1, 64, 96, 64, 32]];
 /// A value that was made by other nodes before, from the same values.
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
-    pub(super) output: ValueId,
+    /// The values before; several lie side by side on the last axis now.
+    pub(super) outputs: Vec<ValueId>,
+    /// Its name now.
+    pub(super) becomes: String,
     pub(super) from: Vec<ValueId>,
 }
 
@@ -48,14 +51,13 @@ pub(super) fn compare(before: (&Graph, &Facts, &Uses), after: (&Graph, &Uses), c
     let part = |g: &Graph, uses: &Uses, output: ValueId| {
         g.part(uses, output, &|v| names.contains(g.value_name(v)), &|v| ty(g.value_name(v)))
     };
-    let name = graph.value_name(claim.output);
-    let old = part(graph, uses, claim.output);
-    let new = after.0.find(name).and_then(|v| part(after.0, after.1, v));
+    let old = claim.outputs.iter().map(|v| part(graph, uses, *v)).collect::<Option<Vec<Graph>>>();
+    let new = after.0.find(&claim.becomes).and_then(|v| part(after.0, after.1, v));
     let (Some(old), Some(new)) = (old, new) else {
         return Verdict::Untried("the types of what it reads are not known".into());
     };
     let inputs = |g: &Graph| g.inputs().iter().map(|v| g.value_name(*v).to_string()).collect::<BTreeSet<_>>();
-    let all: BTreeSet<String> = inputs(&old).union(&inputs(&new)).cloned().collect();
+    let all: BTreeSet<String> = old.iter().chain([&new]).flat_map(inputs).collect();
     let mut why = String::new();
     for sizes in SIZES {
         let feed = match feed(&all, &fact, sizes) {
@@ -69,7 +71,8 @@ pub(super) fn compare(before: (&Graph, &Facts, &Uses), after: (&Graph, &Uses), c
             let wanted = inputs(g);
             feed.iter().filter(|(name, _)| wanted.contains(name)).cloned().collect::<Vec<_>>()
         };
-        let reference = match run(&old, &given(&old)) {
+        let reference: Result<Vec<_>> = old.iter().map(|g| run(g, &given(g))).collect();
+        let reference = match reference.and_then(beside) {
             Ok(out) => out,
             Err(e) => {
                 why = format!("it cannot be evaluated: {e}");
@@ -93,6 +96,30 @@ fn run(graph: &Graph, feed: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>
     let executor = Executor::new(graph)?;
     let out = executor.run_tapped(feed, &Overrides::new(), Seen::All, &mut |_, _| Ok(()))?;
     out.into_iter().map(|v| Ok((String::new(), v.to_tensor()?))).collect()
+}
+
+/// The first results of several parts side by side on the last axis; all results of one.
+fn beside(mut results: Vec<Vec<(String, Tensor)>>) -> Result<Vec<(String, Tensor)>> {
+    if results.len() == 1 {
+        return Ok(results.remove(0));
+    }
+    let parts: Vec<Tensor> = results.into_iter().filter_map(|mut r| r.pop().map(|(_, t)| t)).collect();
+    let width = |t: &Tensor| t.shape().last().copied().unwrap_or(1);
+    let Some(first) = parts.first() else { return Ok(vec![]) };
+    let rows = first.len() / width(first).max(1);
+    let elements: Vec<Vec<f32>> = parts.iter().map(Tensor::to_f32s).collect::<Result<_>>()?;
+    let row = |r: usize| {
+        elements
+            .iter()
+            .zip(&parts)
+            .flat_map(move |(v, t)| v.iter().copied().skip(r * width(t)).take(width(t)))
+    };
+    let mut shape = first.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = parts.iter().map(width).sum();
+    }
+    let whole = Tensor::from_vec(shape, (0..rows).flat_map(row).collect::<Vec<f32>>())?;
+    Ok(vec![(String::new(), whole.cast_to(first.dtype()))])
 }
 
 /// Random elements for each input.
