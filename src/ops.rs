@@ -182,6 +182,12 @@ pub trait Operator: fmt::Debug + Send + Sync {
         Ok(false)
     }
 
+    /// Inputs with the outputs that may be written into their place: cells behind those in use are never
+    /// read, and the runtime takes a longer buffer that is bound to both.
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[]
+    }
+
     /// How axes couple. The default pins every axis.
     fn couple(&self, _inputs: &[Option<&Fact>], _outputs: &[Fact]) -> Coupling {
         Coupling { reason: Some("the operator has no coupling rule".into()), ..Coupling::default() }

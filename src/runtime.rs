@@ -5,6 +5,7 @@
 //! only, never in a face, and only after a child has loaded it without dying ([`probe`]). Everything
 //! a face may want from it goes through a child process of [`handlers`].
 
+mod cache;
 mod exchange;
 mod install;
 mod locate;
@@ -15,12 +16,13 @@ pub mod provider;
 mod session;
 mod settings;
 
+pub use cache::Kept;
 pub use install::{VERSION, install};
 pub use locate::{Library, Origin, locate};
 pub use native::{MINIMUM_MINOR, Runtime};
 pub use probe::{Probe, ensure, probe, probe_within};
 pub use profile::{OpTime, read_profile};
-pub use session::{Dim, Kept, Optimization, Port, Prepared, Session, SessionOptions};
+pub use session::{Dim, Optimization, Port, Prepared, Session, SessionOptions};
 pub use settings::SessionSettings;
 
 /// The kinds of work that a child process does for this room.

@@ -51,6 +51,7 @@ mod fusion;
 
 #[path = "text.rs"]
 mod text;
+mod decoding;
 
 #[path = "conformance.rs"]
 mod conformance;

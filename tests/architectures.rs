@@ -69,6 +69,24 @@ impl Fixture {
             .collect()
     }
 
+    /// A decoder in the layout of Llama with heads of another size: ones that an attention turns itself.
+    pub(crate) fn with_heads_of(mut self, size: usize) -> Fixture {
+        let count = |name: &str| usize::try_from(self.0["config"][name].as_u64().unwrap()).unwrap();
+        let (heads, groups) = (count("num_attention_heads"), count("num_key_value_heads"));
+        self.0["config"]["head_dim"] = size.into();
+        for weight in self.0["weights"].as_array_mut().unwrap() {
+            let name = weight[0].as_str().unwrap();
+            let (axis, parts) = match name {
+                n if n.contains("q_proj.") => (0, heads),
+                n if n.contains("k_proj.") || n.contains("v_proj.") => (0, groups),
+                n if n.contains("o_proj.weight") => (1, heads),
+                _ => continue,
+            };
+            weight[1][axis] = (parts * size).into();
+        }
+        self
+    }
+
     pub(crate) fn config(&self) -> Value {
         self.0["config"].clone()
     }
@@ -214,7 +232,7 @@ pub(crate) fn empty_caches(graph: &Graph, batch: usize) -> Vec<(String, Tensor)>
         .collect()
 }
 
-fn named<'a>(list: &'a [(String, Tensor)], name: &str) -> &'a Tensor {
+pub(crate) fn named<'a>(list: &'a [(String, Tensor)], name: &str) -> &'a Tensor {
     &list.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no {name}")).1
 }
 

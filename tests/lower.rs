@@ -31,7 +31,7 @@ impl Runs for Session {
     }
 }
 
-fn session(graph: &Graph) -> Session {
+pub(crate) fn session(graph: &Graph) -> Session {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("lowered.onnx");
     formats::save(graph, &path).unwrap();
@@ -86,7 +86,7 @@ fn operators(graph: &Graph) -> BTreeMap<String, usize> {
     all
 }
 
-fn lowered(graph: &Graph, target: Target) -> (Graph, PassReport) {
+pub(crate) fn lowered(graph: &Graph, target: Target) -> (Graph, PassReport) {
     let (lowered, report) = lower(graph, target).unwrap();
     let names = |g: &Graph, v: &[tinsmith::graph::ValueId]| -> Vec<String> {
         v.iter().map(|v| g.value_name(*v).to_string()).collect()

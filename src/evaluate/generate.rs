@@ -104,6 +104,8 @@ pub struct Generated {
     pub stop: Stop,
     /// Whether keys and values were kept.
     pub cache: bool,
+    /// Whether they stayed in one place, or were copied with each token.
+    pub cache_in_place: bool,
     /// How tokens were chosen.
     pub sampling: Sampling,
     /// Speed.
@@ -113,6 +115,8 @@ pub struct Generated {
 }
 
 const KIND: &str = "evaluate.generate";
+/// Positions behind the prompt that a cache in one place has at first; it grows where they do not do.
+const ROOM: usize = 1024;
 
 #[derive(Serialize, Deserialize)]
 struct Question {
@@ -174,6 +178,8 @@ pub fn run(
     let session =
         SessionOptions { threads: options.threads, memory_pattern: false, ..SessionOptions::default() };
     let mut decoder = Decoder::new(runner::open(model, &options.engine, &session)?, options.cache)?;
+    let room = longest.min(prompt.len().saturating_add(options.max_tokens));
+    decoder.make_room(room.min(prompt.len().saturating_add(ROOM)));
     let mut sampler = Sampler::new(options.sampling);
     let mut stream = tokenizer.stream(true);
     let (mut text, mut tokens) = (String::new(), Vec::new());
@@ -218,6 +224,7 @@ pub fn run(
         prompt_tokens: prompt.len(),
         stop,
         cache: decoder.cached,
+        cache_in_place: decoder.kept.is_in_place(),
         sampling: options.sampling,
         tokens_per_s: Speed {
             prefill: rate(prompt.len(), prefill),
@@ -290,6 +297,13 @@ impl Decoder {
         Ok(Decoder { runner, output, keep, cached, kept: Kept::default(), own: Vec::new(), held: 0 })
     }
 
+    /// Lets the caches stay in one place with room for so many positions, where the model can.
+    fn make_room(&mut self, positions: usize) {
+        if self.cached && self.runner.in_place() {
+            self.kept = Kept::in_place(positions);
+        }
+    }
+
     /// Scores of the token that follows.
     fn next(&mut self, sequence: &[u32]) -> Result<Vec<f32>> {
         let new = if self.cached { &sequence[self.held..] } else { sequence };
@@ -312,6 +326,7 @@ impl Decoder {
             inputs.retain(|(name, _)| !runner::is_cache(name));
             inputs.append(&mut self.own);
         }
+        self.kept.reserve(sequence.len());
         let row = self.runner.step(&inputs, &mut self.kept, &mut self.own, keep, &self.output)?;
         self.held = sequence.len();
         Ok(row)

@@ -32,6 +32,25 @@ pub fn of(graph: &Graph) -> BTreeMap<ValueId, State> {
     states.collect()
 }
 
+/// Whether each cache may stay in one place, past and present in one buffer that is longer than what it
+/// holds: one operator reads the past and writes the present into its place, and nothing else reads either,
+/// so that nobody takes the buffer's length for the number of positions.
+pub fn in_place(graph: &Graph) -> bool {
+    let (states, uses) = (of(graph), graph.uses());
+    let pasts = graph.inputs().iter().filter(|v| graph.value_name(**v).starts_with(PAST)).count();
+    let stays = |s: &State| {
+        let (&[(reader, input)], Some((writer, output))) = (uses.consumers(s.past), uses.producer(s.present))
+        else {
+            return false;
+        };
+        let op = graph.node(writer).op.as_ref();
+        reader == writer
+            && uses.consumers(s.present).is_empty()
+            && op.is_some_and(|op| op.in_place().contains(&(input, output)))
+    };
+    !states.is_empty() && states.len() == pasts && states.values().all(stays)
+}
+
 /// Names of past and present of one layer.
 pub fn names(layer: usize, part: &str) -> [String; 2] {
     [format!("{PAST}{layer}.{part}"), format!("{PRESENT}{layer}.{part}")]

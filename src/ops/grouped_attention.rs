@@ -463,12 +463,16 @@ impl Operator for GroupQueryAttention {
         let dtype = super::input(v.inputs, 0)?.float()?.dtype();
         real!(dtype, T => self.back::<T>(v))
     }
+    /// `seqlens_k` and `total_sequence_length` tell how much of the cache counts.
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(PAST[0], 1), (PAST[1], 2)]
+    }
     /// A unit is a key head with its query heads; of those that share one key head each is a unit, and
     /// the key head stays. Positions and the size of a head stay.
     fn couple(&self, inputs: &[Option<&Fact>], _: &[Fact]) -> Coupling {
         let mut c = Coupling {
             reason: Some("positions and the size of a head stay".into()),
-            state: vec![(PAST[0], 1), (PAST[1], 2)],
+            state: self.in_place().to_vec(),
             ..Coupling::default()
         };
         let shape = |slot: usize| inputs.get(slot).copied().flatten().and_then(|f| f.shape.as_ref());

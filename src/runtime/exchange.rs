@@ -86,6 +86,14 @@ fn shape_of(shape: &Shape) -> Vec<usize> {
     shape.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect()
 }
 
+/// Shape of a tensor of the library.
+pub fn shape(value: &DynValue) -> Result<Vec<usize>> {
+    match value.dtype() {
+        ValueType::Tensor { shape, .. } => Ok(shape_of(shape)),
+        other => Err(unsupported(format!("{other:?}"))),
+    }
+}
+
 /// A copy of a tensor that the library made.
 pub fn from_native(value: &DynValue) -> Result<Tensor> {
     let ValueType::Tensor { ty, .. } = value.dtype() else {

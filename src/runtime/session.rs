@@ -136,16 +136,11 @@ impl fmt::Display for Port {
 }
 
 /// Inputs that were handed over once, for repeated timed runs.
-pub struct Prepared(Vec<(String, DynValue)>);
-
-/// Values that stay with the library from one run to the next, by the name of the input that they are
-/// for: the cache of a decoder.
-#[derive(Default)]
-pub struct Kept(Vec<(String, DynValue)>);
+pub struct Prepared(pub(super) Vec<(String, DynValue)>);
 
 /// A loaded model.
 pub struct Session {
-    native: ort::session::Session,
+    pub(super) native: ort::session::Session,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     profiled: bool,
@@ -336,36 +331,6 @@ impl Session {
                 Ok((p.name.clone(), exchange::from_native(value).map_err(|e| e.field(p.name.as_str()))?))
             })
             .collect()
-    }
-
-    /// Runs on named inputs and on what is kept. Each output that `keep` lists is kept for the next run
-    /// under the name of an input, in the place of what that had, without a copy; of the output
-    /// `wanted`, `[1, tokens, width]`, the last row is returned.
-    ///
-    /// # Errors
-    /// As [`Session::run`]; `Invalid` where an output is missing or has another shape.
-    pub fn step(
-        &mut self,
-        inputs: &[(String, Tensor)],
-        kept: &mut Kept,
-        keep: &[(String, String)],
-        wanted: &str,
-    ) -> Result<Vec<f32>> {
-        let prepared = self.prepare(inputs)?;
-        let views = prepared.0.iter().chain(&kept.0).map(|(n, v)| (n.as_str(), v));
-        let views: Vec<(&str, &DynValue)> = views.collect();
-        let mut native = self.native.run(views).map_err(|e| fault(&e, "run this model"))?;
-        let missing =
-            |name: &str| Error::invalid("ORT-OUTPUT", "the model lacks an output that is needed").field(name);
-        let row = exchange::last_row(native.get(wanted).ok_or_else(|| missing(wanted))?)
-            .map_err(|e| e.field(wanted))?;
-        let mut next = Vec::with_capacity(keep.len());
-        for (output, input) in keep {
-            next.push((input.clone(), native.remove(output).ok_or_else(|| missing(output))?));
-        }
-        drop(native);
-        kept.0 = next;
-        Ok(row)
     }
 
     /// Runs `times` times and returns how long that took; the outputs are dropped within that time, as

@@ -4,10 +4,10 @@ use super::Engine;
 use crate::error::{Error, Result};
 use crate::execute::Executor;
 use crate::formats;
-use crate::graph::{Graph, Type};
+use crate::graph::{Graph, Type, states};
 use crate::runtime::{Dim, Kept, Port, Runtime, Session, SessionOptions};
 use crate::tensor::{DType, Tensor};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A model, ready to run.
 pub(in crate::evaluate) trait Runner {
@@ -28,12 +28,17 @@ pub(in crate::evaluate) trait Runner {
         keep: &[(String, String)],
         wanted: &str,
     ) -> Result<Vec<f32>>;
+    /// Whether the caches of this model may be [`Kept::in_place`].
+    fn in_place(&self) -> bool {
+        false
+    }
     /// What computes.
     fn engine(&self) -> String;
 }
 
 struct Native {
     session: Session,
+    model: PathBuf,
     version: String,
 }
 
@@ -56,6 +61,10 @@ impl Runner for Native {
         wanted: &str,
     ) -> Result<Vec<f32>> {
         self.session.step(inputs, kept, keep, wanted)
+    }
+    /// What this program cannot read keeps its caches as every model can.
+    fn in_place(&self) -> bool {
+        formats::load(&self.model).is_ok_and(|opened| states::in_place(&opened.graph))
     }
     fn engine(&self) -> String {
         format!("onnxruntime {}", self.version)
@@ -151,7 +160,11 @@ pub(in crate::evaluate) fn open(
     {
         let runtime = Runtime::open(library)?;
         let session = Session::load(&runtime, model, session)?;
-        return Ok(Box::new(Native { session, version: runtime.version().into() }));
+        return Ok(Box::new(Native {
+            session,
+            model: model.to_path_buf(),
+            version: runtime.version().into(),
+        }));
     }
     let opened = formats::load(model)?;
     Ok(Box::new(Own::new(&opened.graph).map_err(|e| e.file(model))?))

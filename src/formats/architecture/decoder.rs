@@ -78,8 +78,7 @@ impl Decoder {
                 (key, net.input(&format!("past_key_values.{i}.value"), DType::F32, &shape))
             })
             .collect();
-        let first = caches.first().map_or(ids, |c| c.0);
-        let causal = mask::causal(net, ids, attention_mask, first)?;
+        let causal = mask::causal(net, ids, attention_mask)?;
         let shared = self.shared(net, &causal)?;
         let mut x = self.embed(net, ids, causal.positions)?;
         let mut presents = Vec::new();

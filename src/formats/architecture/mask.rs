@@ -33,15 +33,11 @@ fn boolean(net: &mut Net<'_>, x: ValueId, name: &str) -> ValueId {
 
 /// What causal masks are made of: `seq` new tokens behind `past` old ones, of which `attention_mask`
 /// `[batch, past + seq]` says whether they are real. Positions count real tokens.
-pub(super) fn causal(
-    net: &mut Net<'_>,
-    ids: ValueId,
-    attention_mask: ValueId,
-    past: ValueId,
-) -> Result<Causal> {
+pub(super) fn causal(net: &mut Net<'_>, ids: ValueId, attention_mask: ValueId) -> Result<Causal> {
+    // Not by the length of a cache, which may lie in a longer buffer.
     let seq = net.size_of(ids, 1, "sizes.seq");
-    let past = net.size_of(past, 2, "sizes.past");
-    let total = net.op("Add", &[past, seq], "sizes.total");
+    let total = net.size_of(attention_mask, 1, "sizes.total");
+    let past = net.op("Sub", &[total, seq], "sizes.past");
     let (zero, one) = (net.int(0), net.int(1));
     let keys = net.op("Range", &[zero, total, one], "mask.key_range");
     let queries = net.op("Range", &[past, total, one], "mask.query_range");
