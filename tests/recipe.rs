@@ -226,7 +226,7 @@ fn flags_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
 #[test]
 fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact() {
     let home = Home::new();
-    let cases: [(&str, &str); 8] = [
+    let cases: [(&str, &str); 9] = [
         ("--scheme fp16", "scheme = 'fp16'"),
         (
             "--scheme static-int8 --equalize --smooth 0.5 --bias-correction --rounding gptq",
@@ -251,6 +251,10 @@ fn flags_of_quantize_write_what_they_mean_and_the_recipe_gives_the_same_artefact
         (
             "--scheme weight-int4 --rounding k-quant --block 16 --zero-points real --accuracy-level 1",
             "scheme = 'weight-int4'\nrounding = 'k-quant'\nblock = 16\nzero_points = 'real'\naccuracy_level = 1",
+        ),
+        (
+            "--scheme static-int8 --unsigned-weights --mixed max_loss=0.1",
+            "scheme = 'static-int8'\nunsigned_weights = true\nmixed = { max_loss = 0.1 }",
         ),
         (
             "--scheme weight-int8 --rounding hqq --block 16",

@@ -109,6 +109,9 @@ pub(super) struct Quantize {
     /// 7-bit weights, for processors whose 8-bit sums saturate (AVX2 without VNNI) [default: follows --device]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     reduce_range: Option<bool>,
+    /// Weights of static-int8 as unsigned 8 bits, whose sums are exact on every processor
+    #[arg(long, conflicts_with = "reduce_range")]
+    unsigned_weights: bool,
     /// Device that the model is for: host, or a profile (tinsmith device list)
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
@@ -204,6 +207,9 @@ pub(super) fn quantize(context: &Context, args: Quantize) -> anyhow::Result<()> 
     }
     if let Some(reduce) = args.reduce_range {
         step = step.with("reduce_range", reduce);
+    }
+    if args.unsigned_weights {
+        step = step.with("unsigned_weights", true);
     }
     let mut repair = toml::Table::new();
     for (name, set) in [("equalize", args.equalize), ("bias_correction", args.bias_correction)] {

@@ -142,6 +142,9 @@ pub struct Settings {
     /// follows the device of the recipe's goal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reduce_range: Option<bool>,
+    /// Weights of `static-int8` on 8 bits as unsigned integers around 128, whose sums are exact on every processor;
+    /// those of depthwise convolutions, which are exact as they are, stay signed.
+    pub unsigned_weights: bool,
     /// Name patterns (substrings, `*` wild) of nodes that stay in float.
     pub exclude: Vec<String>,
     /// Name patterns of nodes whose weights take 8 bits where `weight-int4` has 4.
@@ -178,6 +181,7 @@ impl Default for Settings {
             tune: false,
             per_channel: true,
             reduce_range: None,
+            unsigned_weights: false,
             exclude: vec![],
             int8: vec![],
             samples: 0,
@@ -248,6 +252,18 @@ impl Settings {
         if !(0..=4).contains(&self.accuracy_level) {
             return out_of("accuracy_level", self.accuracy_level as f64, "0 to 4");
         }
+        let exact = self.scheme == Scheme::StaticInt8
+            && self.form == Form::Qdq
+            && self.activations == Activations::U8
+            && self.reduce_range != Some(true);
+        if self.unsigned_weights && !exact {
+            return Err(Error::usage(
+                "QUANTIZE-SETTING",
+                "unsigned weights are for unsigned data on 8 bits in pairs",
+            )
+            .field("step.unsigned_weights")
+            .hint("use scheme static-int8, form qdq and activations u8, without reduce_range"));
+        }
         if let Some(mixed) = &self.mixed {
             mixed.check(self.scheme)?;
         }
@@ -277,6 +293,7 @@ impl Settings {
             return settled;
         }
         match (self.reduce_range, target) {
+            _ if self.unsigned_weights => {}
             (None, Some((name, set))) => {
                 settled.reduce_range = Some(true);
                 let why = format!("weights on 7 bits: {} of this device is {}", set.name, set.u8s8);
@@ -324,15 +341,22 @@ fn refuse_quantized(graph: &Graph) -> Result<()> {
     Ok(())
 }
 
-/// `graph` quantised as the settings say, without search, repairs and training.
-fn quantized(graph: &Graph, settings: &Settings, ctx: &Ctx<'_>, report: &mut PassReport) -> Result<Graph> {
+/// `graph` quantised as the settings say, without search, repairs and training. What the data show of its values is
+/// taken from `known` where that has it.
+fn quantized(
+    graph: &Graph,
+    settings: &Settings,
+    known: &calibrate::Known,
+    ctx: &Ctx<'_>,
+    report: &mut PassReport,
+) -> Result<Graph> {
     let half = |half: Half, report: &mut PassReport| {
         let stored = half::stored(graph, half, ctx.monitor, report)?;
         if report.applied.is_empty() { Err(half::refused(report)) } else { Ok(stored) }
     };
     match settings.scheme {
         Scheme::DynamicInt8 => dynamic::run(graph, settings, ctx, report),
-        Scheme::StaticInt8 => qdq::run(graph, settings, ctx, report),
+        Scheme::StaticInt8 => qdq::run(graph, settings, known, ctx, report),
         Scheme::WeightInt8 | Scheme::WeightInt4 => {
             let tuned = match settings.tune {
                 true => Some(tune::tuned(graph, settings, ctx, report)?),
@@ -474,8 +498,9 @@ impl Pass for Quantize {
             None => None,
         };
         let settings = found.as_ref().map_or(settings, |f| &f.settings);
-        let make =
-            |graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport| quantized(graph, settings, ctx, report);
+        let make = |graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport| {
+            quantized(graph, settings, &calibrate::Known::default(), ctx, report)
+        };
         let mut quantized = repair::run(graph, settings, ctx, &mut report, &make)?;
         if let Some(found) = &found {
             found.judge(&quantized, ctx, &mut report)?;
@@ -484,6 +509,9 @@ impl Pass for Quantize {
             let original = ctx.original.unwrap_or(graph);
             quantized =
                 recover::recover(&quantized, original, settings, Checkpointing::Auto, ctx, &mut report)?;
+        }
+        if settings.unsigned_weights {
+            quantized = qdq::unsigned(&quantized, &mut report)?;
         }
         self.saturation(&quantized, ctx, &mut report)?;
         let after: u64 = quantized.initializers().map(|(_, t)| t.byte_len()).sum();

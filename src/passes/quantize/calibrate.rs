@@ -19,6 +19,7 @@ use crate::passes::Ctx;
 use crate::passes::look::{Kept, Look};
 use crate::tensor::Value;
 use crate::tensor::stats::{SIDE, Uniform};
+use std::cell::{Ref, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most memory for histograms; with more values than fit, bins are wider. It follows from the graph alone, so
@@ -95,6 +96,7 @@ impl Held {
 }
 
 /// What was seen of each value.
+#[derive(Default)]
 pub(super) struct Calibration {
     held: BTreeMap<ValueId, Held>,
     /// Rows of the data that were read.
@@ -191,6 +193,34 @@ pub(super) fn gather(
     });
     kept.write();
     Ok(Calibration { held, samples: outcome? })
+}
+
+/// What was seen of one graph's values, for all its variants: a value is looked at once.
+#[derive(Default)]
+pub(super) struct Known(RefCell<Calibration>);
+
+impl Known {
+    /// [`gather`], which passes over the data for values alone that were not seen yet.
+    ///
+    /// # Errors
+    /// Those of [`gather`].
+    pub(super) fn gather(
+        &self,
+        graph: &Graph,
+        wanted: &BTreeSet<ValueId>,
+        settings: &Settings,
+        ctx: &Ctx<'_>,
+    ) -> Result<Ref<'_, Calibration>> {
+        let seen = |v: &ValueId| self.0.borrow().held.contains_key(v);
+        let missing: BTreeSet<ValueId> = wanted.iter().filter(|v| !seen(v)).copied().collect();
+        if !missing.is_empty() {
+            let found = gather(graph, &missing, settings, ctx)?;
+            let mut known = self.0.borrow_mut();
+            known.held.extend(found.held);
+            known.samples = found.samples;
+        }
+        Ok(self.0.borrow())
+    }
 }
 
 /// The data of a run.

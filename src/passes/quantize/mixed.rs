@@ -163,13 +163,22 @@ fn weight_bytes(graph: &Graph) -> f64 {
 struct Workshop<'a> {
     graph: &'a Graph,
     settings: Settings,
+    known: calibrate::Known,
     ctx: Ctx<'a>,
 }
 
 impl Workshop<'_> {
+    /// What has bits to choose of what the scheme quantised: nodes with weights. Those without follow them.
+    fn weighs(&self, label: &str) -> bool {
+        let weighs = |n: &crate::graph::Node| ["Conv", "Gemm", "MatMul", "Gather"].iter().any(|op| n.is(op));
+        self.settings.scheme != Scheme::StaticInt8
+            || (0..self.graph.nodes().len())
+                .any(|i| weighs(self.graph.node(i)) && self.graph.label(i) == label)
+    }
+
     fn build(&self, assigned: Assignment, report: &mut PassReport) -> Result<Graph> {
         let settings = Settings { assigned, ..self.settings.clone() };
-        super::quantized(self.graph, &settings, &self.ctx, report)
+        super::quantized(self.graph, &settings, &self.known, &self.ctx, report)
     }
 }
 
@@ -233,6 +242,7 @@ pub(super) fn choose<'a>(
         graph,
         // Layers are told apart by the nearest level: rounding that looks at data would pass over them for each.
         settings: Settings { rounding: settings.rounding.without_data(), mixed: None, ..settings.clone() },
+        known: calibrate::Known::default(),
         ctx: Ctx { monitor: &quiet, ..*ctx },
     };
     ctx.monitor.phase("quantize: run the float model", None);
@@ -317,6 +327,7 @@ fn layers(
         .iter()
         .filter(|a| a.rule == workshop.settings.rule())
         .map(|a| a.target.clone())
+        .filter(|target| workshop.weighs(target))
         .collect();
     let options = workshop.settings.precisions();
     let settings = serde_json::to_string(&workshop.settings).unwrap_or_default();

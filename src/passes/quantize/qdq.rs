@@ -5,13 +5,17 @@
 //!
 //! [`roles`] says what part a node can play, [`placement`] which nodes play it and which values have a grid,
 //! [`grids`] what those grids are, [`insertion`] writes them into the graph,
-//! and [`operators`] makes integer operators of the pairs where the file is to hold those.
+//! [`operators`] makes integer operators of the pairs where the file is to hold those, and [`unsigned`] moves weights
+//! to where sums are exact.
 
 mod grids;
 mod insertion;
 mod operators;
 mod placement;
 mod roles;
+mod unsigned;
+
+pub(super) use unsigned::unsigned;
 
 use super::{Form, Settings, calibrate, embeddings, weights};
 use crate::error::{Error, Result};
@@ -113,6 +117,7 @@ fn note_norms(graph: &Graph, ctx: &Ctx<'_>, report: &mut PassReport) {
 pub(super) fn run(
     graph: &Graph,
     settings: &Settings,
+    known: &calibrate::Known,
     ctx: &Ctx<'_>,
     report: &mut PassReport,
 ) -> Result<Graph> {
@@ -123,7 +128,7 @@ pub(super) fn run(
         return Err(super::all_refused(report));
     }
     note_norms(&graph, ctx, report);
-    let calibration = calibrate::gather(&graph, &placed.roots(), settings, ctx)?;
+    let calibration = known.gather(&graph, &placed.roots(), settings, ctx)?;
     report.facts.insert("calibration_samples".into(), calibration.samples as f64);
     let (placement, ranges) = fitting(&graph, settings, &refused, placed, &calibration, report)?;
     let grids = grids::grids(&graph, &placement, ranges, &calibration, settings, report);

@@ -109,7 +109,7 @@ impl Rule for Static {
         quantize(forecast, product, speed.product, 1.1);
         let little = Range::new(0.8, 1.1, 1.8);
         quantize(forecast, |l| l.cost.class == Class::Depthwise && !l.cost.quantized, little, 1.1);
-        forecast.steps.push(Step::new("quantize").with("scheme", "static-int8").with("calibrator", "minmax"));
+        forecast.steps.push(Step::new("quantize").with("scheme", "static-int8").with("calibrator", "mse"));
         forecast.seconds += 0.5 + CALIBRATION * EXECUTOR * facts.base_ms / 1e3;
         forecast.lose(0.0, if depthwise > 0.1 { 0.04 } else { 0.015 });
         forecast.trust(Confidence::Medium);
