@@ -24,6 +24,7 @@ pub(crate) mod float;
 mod gather;
 mod grouped_attention;
 mod integer;
+mod lstm;
 mod matmul;
 mod movement;
 mod multi_head_attention;
@@ -264,6 +265,7 @@ const FAMILIES: &[&[Spec]] = &[
     gather::SPECS,
     grouped_attention::SPECS,
     integer::SPECS,
+    lstm::SPECS,
     matmul::SPECS,
     movement::SPECS,
     multi_head_attention::SPECS,

@@ -291,6 +291,7 @@ pub(crate) fn quantized_node(graph: &Graph) -> Option<NodeIndex> {
         "QGemm",
         "MatMulIntegerToFloat",
         "DynamicQuantizeLinear",
+        "DynamicQuantizeLSTM",
         "MatMulNBits",
         "GatherBlockQuantized",
     ];

@@ -208,7 +208,6 @@ fn document(passing: &BTreeMap<String, usize>, totals: (usize, usize)) -> String
         let attributes = ops::Attributes::new()
             .with("kernel_shape", ops::Attr::Ints(vec![1]))
             .with("to", ops::Attr::Int(1))
-            .with("direction", ops::Attr::Str(b"LEFT".to_vec()))
             .with("block_size", ops::Attr::Int(16));
         let attributes = [
             "K",
@@ -224,6 +223,10 @@ fn document(passing: &BTreeMap<String, usize>, totals: (usize, usize)) -> String
         ]
         .iter()
         .fold(attributes, |a, name| a.with(name, ops::Attr::Int(1)));
+        let attributes = match spec.name {
+            "BitShift" => attributes.with("direction", ops::Attr::Str(b"LEFT".to_vec())),
+            _ => attributes,
+        };
         let op = (spec.parse)(&attributes, spec.opsets.1).unwrap_or_else(|e| panic!("{name}: {e}"));
         let gradient = match (op.differentiable(), op.barrier()) {
             (true, None) => "yes".to_string(),

@@ -392,3 +392,73 @@ fn products_of_integers_are_the_runtimes() {
         agree("com.microsoft", "MatMulIntegerToFloat", &[], &inputs, &[0]);
     }
 }
+
+/// X, W, R, B, lengths, states and peepholes of an LSTM.
+fn lstm(directions: usize, lengths: Option<&[i32]>) -> Vec<Option<Tensor>> {
+    let (length, batch, width, hidden) = (7, 2, 12, 16);
+    let state = [directions, batch, hidden];
+    vec![
+        random(&[length, batch, width], 1),
+        random(&[directions, 4 * hidden, width], 2),
+        random(&[directions, 4 * hidden, hidden], 3),
+        random(&[directions, 8 * hidden], 4),
+        lengths.and_then(|n| i32s(&[batch], n)),
+        random(&state, 5),
+        random(&state, 6),
+        random(&[directions, 3 * hidden], 7),
+    ]
+}
+
+const LSTM: [&str; 3] = ["forward", "reverse", "bidirectional"];
+
+#[test]
+fn lstm_is_the_runtimes() {
+    let functions = |names: &[&str]| Attr::Strs(names.iter().map(|n| n.as_bytes().to_vec()).collect());
+    for direction in LSTM {
+        let directions = if direction == "bidirectional" { 2 } else { 1 };
+        let plain = [("hidden_size", Attr::Int(16)), ("direction", Attr::Str(direction.as_bytes().to_vec()))];
+        let more: [Vec<(&str, Attr)>; 4] = [
+            vec![],
+            vec![("clip", Attr::Float(0.7))],
+            vec![("input_forget", Attr::Int(1))],
+            vec![
+                ("activations", functions(&["HardSigmoid", "Softsign", "ScaledTanh"].repeat(directions))),
+                ("activation_alpha", Attr::Floats([0.3, 0.8].repeat(directions))),
+                ("activation_beta", Attr::Floats([0.4, 1.3].repeat(directions))),
+            ],
+        ];
+        for more in more {
+            let attributes = [plain.to_vec(), more].concat();
+            for lengths in [None, Some(&[7, 4][..])] {
+                let inputs = lstm(directions, lengths);
+                agree("", "LSTM", &attributes, &inputs, &[0, 1, 2]);
+                agree("", "LSTM", &attributes, &inputs[..3], &[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn lstm_with_weights_in_8_bits_is_the_runtimes() {
+    for direction in LSTM {
+        let directions = if direction == "bidirectional" { 2 } else { 1 };
+        let attributes =
+            [("hidden_size", Attr::Int(16)), ("direction", Attr::Str(direction.as_bytes().to_vec()))];
+        let bytes = |inner: usize, seed: i64| -> Option<Tensor> {
+            let all = (0..(directions * inner * 64) as i64).map(|i| ((i * 83 + seed) % 127 - 63) as i8);
+            Some(Tensor::from_vec(vec![directions, inner, 64], all.collect()).unwrap())
+        };
+        for channels in [vec![directions], vec![directions, 64]] {
+            let count = channels.iter().product::<usize>();
+            let scale = |by: f32| -> Option<Tensor> {
+                let all = (0..count).map(|i| by * (1.0 + (i % 5) as f32 / 10.0)).collect();
+                Some(Tensor::from_vec(channels.clone(), all).unwrap())
+            };
+            let zero = || Some(Tensor::from_vec(channels.clone(), vec![0i8; count]).unwrap());
+            let mut inputs = lstm(directions, None);
+            (inputs[1], inputs[2]) = (bytes(12, 5), bytes(16, 31));
+            inputs.extend([scale(0.01), zero(), scale(0.008), zero()]);
+            agree("com.microsoft", "DynamicQuantizeLSTM", &attributes, &inputs, &[0, 1, 2]);
+        }
+    }
+}

@@ -443,6 +443,53 @@ fn norms_with_a_residual_have_exact_gradients() {
 }
 
 #[test]
+fn lstm_has_exact_gradients() {
+    let (length, batch, width, hidden) = (3, 2, 2, 3);
+    let attribute = |name: &str, value: Attr| Attributes::new().with(name, value);
+    let names = |names: &[&str]| Attr::Strs(names.iter().map(|n| n.as_bytes().to_vec()).collect());
+    let bidirectional = attribute("direction", Attr::Str(b"bidirectional".to_vec()));
+    let cases = [
+        (1, Attributes::new()),
+        (1, attribute("direction", Attr::Str(b"reverse".to_vec())).with("clip", Attr::Float(0.4))),
+        (2, bidirectional.clone().with("layout", Attr::Int(1))),
+        (
+            2,
+            bidirectional
+                .with("input_forget", Attr::Int(1))
+                .with(
+                    "activations",
+                    names(&["Softsign", "ScaledTanh", "Affine", "Sigmoid", "Elu", "Softplus"]),
+                )
+                .with("activation_alpha", Attr::Floats(vec![0.7, 1.2, 0.5]))
+                .with("activation_beta", Attr::Floats(vec![0.9])),
+        ),
+    ];
+    for (directions, attributes) in cases {
+        let first = attributes.int("layout", 0).unwrap() == 1;
+        let state = if first { [batch, directions, hidden] } else { [directions, batch, hidden] };
+        let x = if first { [batch, length, width] } else { [length, batch, width] };
+        let some = |shape: &[usize], seed| Some(Value::from(random(shape, seed)));
+        let lengths = Value::load(&Tensor::from_vec(vec![2], vec![3i32, 2]).unwrap()).unwrap();
+        for lengths in [None, Some(lengths)] {
+            let all = vec![
+                some(&x, 1),
+                some(&[directions, 4 * hidden, width], 2),
+                some(&[directions, 4 * hidden, hidden], 3),
+                some(&[directions, 8 * hidden], 4),
+                lengths,
+                some(&state, 5),
+                some(&state, 6),
+                some(&[directions, 3 * hidden], 7),
+            ];
+            for outputs in [&[0usize][..], &[1], &[2], &[0, 1, 2]] {
+                check_slots("LSTM", 14, attributes.clone(), &all, outputs);
+            }
+            check_slots("LSTM", 14, attributes.clone(), &all[..3], &[0, 2]);
+        }
+    }
+}
+
+#[test]
 fn products_with_weights_in_blocks_have_exact_gradients() {
     let bytes = |shape: &[usize]| -> Option<Value> {
         let values: Vec<u8> = (0..shape.iter().product()).map(|i: usize| (i * 83 % 251) as u8).collect();

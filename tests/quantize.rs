@@ -2,13 +2,15 @@
 
 use crate::cache;
 use crate::optimize::{models, outputs, picture};
+use crate::transformer::Noise;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tinsmith::error::{Kind, Result};
 use tinsmith::evaluate::samples::{Batch, Samples};
 use tinsmith::formats;
-use tinsmith::graph::Graph;
+use tinsmith::graph::{Edit, Graph, Node, Type};
 use tinsmith::monitor::Silent;
+use tinsmith::ops::{Attr, Attributes, Dim};
 use tinsmith::passes::{self, Ctx, PassReport};
 use tinsmith::tensor::{DType, Tensor};
 
@@ -96,4 +98,45 @@ fn static_int8_of_a_convolutional_net_runs_and_stays_close() {
     assert!(similar > 0.97, "{similar}");
     let bytes = |p: &Path| std::fs::metadata(p).unwrap().len();
     assert!(bytes(&path) * 2 < bytes(&file), "{} of {}", bytes(&path), bytes(&file));
+}
+
+#[test]
+fn dynamic_int8_stores_lstm_in_bytes() {
+    let (width, hidden) = (40, 48);
+    let mut edit = Edit::new("recurrent", &[("", 17)]);
+    let [length, batch] = ["length", "batch"].map(Dim::symbol);
+    let shape = Some(vec![length, batch, Dim::from(width)]);
+    let x = edit.add_input("x", Type::Tensor { dtype: DType::F32, shape });
+    let mut noise = Noise(3);
+    let mut parameter = |name: &str, shape: &[usize]| edit.add_initializer(name, noise.tensor(shape, 0.2));
+    let parameters = [
+        parameter("w", &[2, 4 * hidden, width]),
+        parameter("r", &[2, 4 * hidden, hidden]),
+        parameter("b", &[2, 8 * hidden]),
+    ];
+    let y = edit.add_value("y", None);
+    let attributes = Attributes::new()
+        .with("hidden_size", Attr::Int(hidden as i64))
+        .with("direction", Attr::Str(b"bidirectional".to_vec()));
+    let inputs = [vec![x], parameters.to_vec()].concat().into_iter().map(Some).collect();
+    edit.add_node(Node::new("LSTM", inputs, vec![Some(y)]).with(attributes).named("recurrent"));
+    edit.add_output(y);
+    edit.header_mut().ir_version = 8;
+    let graph = edit.commit().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [float, bytes] = ["float", "bytes"].map(|n| dir.path().join(n).with_extension("onnx"));
+    formats::save(&graph, &float).unwrap();
+    let input = [("x".to_string(), Noise(9).tensor(&[20, 3, width], 1.0))];
+    let mut far = vec![];
+    for per_channel in [true, false] {
+        let settings = format!("scheme = 'dynamic-int8'\nreduce_range = true\nper_channel = {per_channel}");
+        let (int8, report) = run("quantize", &settings, &graph, None).unwrap();
+        assert_eq!(count(&int8).into_iter().collect::<Vec<_>>(), [("DynamicQuantizeLSTM", 1)]);
+        assert!(report.facts["weight_bytes_after"] < 0.3 * report.facts["weight_bytes_before"]);
+        formats::save(&int8, &bytes).unwrap();
+        far.push(1.0 - cosine(&float, &bytes, &input));
+    }
+    assert!(far[0] < 2e-4 && far[0] < far[1], "a scale a channel is nearer: {far:?}");
+    let e = run("quantize", "scheme = 'dynamic-int8'\nexclude = ['recurrent']", &graph, None).unwrap_err();
+    assert_eq!(e.code(), "NOTHING-TO-QUANTIZE");
 }

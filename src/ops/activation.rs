@@ -170,6 +170,33 @@ pub(super) fn ramp(alpha: f64, beta: f64) -> Arc<dyn Operator> {
     Arc::new(Unary(Ramp { alpha, beta }))
 }
 
+/// The function that a recurrent operator names, with the parameters that it takes in the order in which
+/// they are listed; `alpha` and `beta` give the next one, or what stands where none is listed.
+pub(super) fn named(
+    name: &str,
+    alpha: &mut dyn FnMut(f32) -> f32,
+    beta: &mut dyn FnMut(f32) -> f32,
+) -> Result<Arc<dyn Operator>> {
+    let mut a = |default| f64::from(alpha(default));
+    let mut b = |default| f64::from(beta(default));
+    match name.to_ascii_lowercase().as_str() {
+        "sigmoid" => Unary::of(Sigmoid {}),
+        "tanh" => Unary::of(Tanh {}),
+        "relu" => Unary::of(Relu {}),
+        "softplus" => Unary::of(Softplus {}),
+        "softsign" => Unary::of(Softsign {}),
+        "leakyrelu" => Unary::of(LeakyRelu { alpha: a(0.01) }),
+        "thresholdedrelu" => Unary::of(ThresholdedRelu { alpha: a(1.0) }),
+        "elu" => Unary::of(Elu { alpha: a(1.0), gamma: 1.0 }),
+        "hardsigmoid" => Unary::of(HardSigmoid { alpha: a(0.2), beta: b(0.5) }),
+        "affine" => Unary::of(Affine { alpha: a(1.0), beta: b(0.0) }),
+        "scaledtanh" => Unary::of(ScaledTanh { alpha: a(1.0), beta: b(1.0) }),
+        _ => Err(Error::invalid("ATTR-VALUE", "the function is not known")
+            .field("attribute activations")
+            .found(name)),
+    }
+}
+
 fn number(attributes: &Attributes, name: &str, default: f32) -> Result<f64> {
     Ok(attributes.float(name, default)?.into())
 }
@@ -233,6 +260,14 @@ Ramp { alpha, beta }: |self, x| clamp(T::of(self.alpha) * x + T::of(self.beta), 
 input |x| {
     let y = T::of(self.alpha) * x + T::of(self.beta);
     if y >= T::ZERO && y <= T::ONE { T::of(self.alpha) } else { T::ZERO }
+});
+curve!(/// `alpha * x + beta`.
+    Affine { alpha, beta }: |self, x| T::of(self.alpha) * x + T::of(self.beta), input |_x| T::of(self.alpha));
+curve!(/// `alpha * tanh(beta * x)`.
+ScaledTanh { alpha, beta }: |self, x| T::of(self.alpha) * (T::of(self.beta) * x).tanh(),
+input |x| {
+    let t = (T::of(self.beta) * x).tanh();
+    T::of(self.alpha * self.beta) * (T::ONE - t * t)
 });
 curve!(/// `ln(1 + exp(x))`.
     Softplus {}: |self, x| x.softplus(), input |x| x.sigmoid());

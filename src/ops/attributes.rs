@@ -123,6 +123,16 @@ impl Attributes {
             Some(_) => Err(Self::wrong(name, "a list of floats")),
         }
     }
+    /// UTF-8 strings, if present.
+    pub fn strs(&self, name: &str) -> Result<Option<Vec<String>>> {
+        let text = |v: &Vec<u8>| String::from_utf8(v.clone()).map_err(|_| Self::wrong(name, "UTF-8 text"));
+        match self.get(name) {
+            None => Ok(None),
+            Some(Attr::Strs(v)) => v.iter().map(text).collect::<Result<_>>().map(Some),
+            Some(Attr::Floats(v)) if v.is_empty() => Ok(Some(vec![])),
+            Some(_) => Err(Self::wrong(name, "a list of strings")),
+        }
+    }
     /// A tensor, if present.
     pub fn tensor(&self, name: &str) -> Result<Option<&Tensor>> {
         match self.get(name) {

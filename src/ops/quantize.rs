@@ -297,6 +297,18 @@ impl Operator for DequantizeLinear {
     }
 }
 
+/// Bytes of data whose range is found as they come, with the scale and the zero point that they have.
+pub(super) fn dynamic(values: &[f32]) -> (Vec<u8>, f32, u8) {
+    let (min, max) = values.iter().fold((0f32, 0f32), |(a, b), x| (a.min(*x), b.max(*x)));
+    let scale = (max - min) / 255.0;
+    let (scale, zero) = match scale > 0.0 {
+        true => (scale, (-min / scale).round_ties_even().clamp(0.0, 255.0)),
+        false => (if max == min { 0.0 } else { scale }, 0.0),
+    };
+    let quantize = |x: &f32| ((x / scale).round_ties_even() + zero).clamp(0.0, 255.0) as u8;
+    (values.par_iter().with_min_len(1 << 14).map(quantize).collect(), scale, zero as u8)
+}
+
 #[derive(Debug)]
 struct DynamicQuantizeLinear;
 
@@ -316,18 +328,11 @@ impl Operator for DynamicQuantizeLinear {
     fn eval(&self, inputs: &[Option<&Value>]) -> Result<Vec<Value>> {
         let x = super::input(inputs, 0)?;
         let values = floats(x)?;
-        let (min, max) = values.iter().fold((0f32, 0f32), |(a, b), x| (a.min(*x), b.max(*x)));
-        let scale = (max - min) / 255.0;
-        let (scale, zero) = match scale > 0.0 {
-            true => (scale, (-min / scale).round_ties_even().clamp(0.0, 255.0)),
-            false => (if max == min { 0.0 } else { scale }, 0.0),
-        };
-        let quantize = |x: &f32| ((x / scale).round_ties_even() + zero).clamp(0.0, 255.0) as u8;
-        let q = values.par_iter().with_min_len(1 << 14).map(quantize).collect::<Vec<u8>>();
+        let (q, scale, zero) = dynamic(&values);
         Ok(vec![
             Tensor::from_vec(x.shape().to_vec(), q)?.into(),
             Float::from_vec(vec![scale], (), &Device::Cpu)?.into(),
-            Tensor::scalar(zero as u8).into(),
+            Tensor::scalar(zero).into(),
         ])
     }
     fn barrier(&self) -> Option<Barrier> {

@@ -13,6 +13,7 @@ mod mixed;
 mod products;
 mod qdq;
 mod ranges;
+mod recurrent;
 mod repair;
 mod tune;
 mod weight_only;

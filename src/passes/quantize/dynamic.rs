@@ -1,11 +1,11 @@
 //! Dynamic int8. A product `x * W` becomes `DynamicQuantizeLinear(x)`, `MatMulInteger` with int8
 //! weights, and a rescaling that ONNX Runtime fuses with it; an embedding `Gather(W, i)` becomes a
-//! look-up of int8 rows and of their scales. Convolutions stay in float: `ConvInteger` is slower than
+//! look-up of int8 rows and of their scales; `LSTM` becomes `DynamicQuantizeLSTM`. Convolutions stay in float: `ConvInteger` is slower than
 //! the float convolution on every CPU that was measured.
 
 use super::embeddings::Pair;
 use super::products::{self, Product};
-use super::{Settings, embeddings, weights};
+use super::{Settings, embeddings, recurrent, weights};
 use crate::error::{Error, Result};
 use crate::graph::{Edit, Graph, Node, NodeIndex, ValueId};
 use crate::monitor::Level;
@@ -19,6 +19,17 @@ use std::collections::{BTreeSet, HashMap};
 enum Kind {
     Product(Product),
     Embedding { table: ValueId },
+    Recurrent(recurrent::Weights),
+}
+
+impl Kind {
+    /// The weights that become int8.
+    fn weights(&self) -> Vec<ValueId> {
+        match self {
+            Kind::Product(Product { weight: v, .. }) | Kind::Embedding { table: v } => vec![*v],
+            Kind::Recurrent(both) => both.to_vec(),
+        }
+    }
 }
 
 const RULE: &str = "dynamic-int8";
@@ -34,6 +45,9 @@ fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'stat
     if let Some(product) = products::product(graph, i)? {
         return Ok(Some(Kind::Product(product)));
     }
+    if let Some(weights) = recurrent::candidate(graph, node)? {
+        return Ok(Some(Kind::Recurrent(weights)));
+    }
     Ok(embeddings::table(graph, node).map(|table| Kind::Embedding { table }))
 }
 
@@ -41,10 +55,8 @@ fn kind(graph: &Graph, i: NodeIndex) -> std::result::Result<Option<Kind>, &'stat
 pub(super) fn covered(graph: &Graph, settings: &Settings) -> u64 {
     let weights: BTreeSet<ValueId> = (0..graph.nodes().len())
         .filter(|i| !settings.excluded(graph, *i))
-        .filter_map(|i| match kind(graph, i) {
-            Ok(Some(Kind::Product(Product { weight: v, .. }) | Kind::Embedding { table: v })) => Some(v),
-            _ => None,
-        })
+        .filter_map(|i| kind(graph, i).ok().flatten())
+        .flat_map(|kind| kind.weights())
         .collect();
     weights.iter().filter_map(|v| graph.initializer(*v)).map(|t| t.byte_len()).sum()
 }
@@ -60,7 +72,7 @@ pub(super) fn check(graph: &Graph, settings: &Settings) -> Result<()> {
     let convolutions = graph.nodes().iter().filter(|n| n.is("Conv")).count();
     let error = Error::unsupported(
         "NOTHING-TO-QUANTIZE",
-        "no MatMul, Gemm or embedding with constant f32 weights is left to quantise",
+        "no MatMul, Gemm, LSTM or embedding with constant f32 weights is left to quantise",
     );
     Err(match convolutions {
         0 => error.hint("check `exclude`, or whether the model is quantised already"),
@@ -156,6 +168,13 @@ pub(super) fn run(
                 embeddings::look_up(&mut edit, graph, i, *index, *y, pair);
                 report.apply(RULE, graph.label(i), "int8 rows with a scale each");
             }
+            Kind::Recurrent(weights) => match recurrent::exchange(graph, &mut edit, i, weights, settings)? {
+                Ok(()) => {
+                    used += 1;
+                    report.apply(RULE, graph.label(i), "LSTM with int8 weights");
+                }
+                Err(why) => refused(graph, i, why, ctx, report),
+            },
         }
     }
     if used == 0 {

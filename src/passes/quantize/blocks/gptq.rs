@@ -4,6 +4,7 @@
 use super::step::Step;
 use super::{Blocks, Form};
 use crate::kernels::cholesky::Cholesky;
+use crate::kernels::gemm::{Matrix, produced};
 use crate::passes::look::Moments;
 use rayon::prelude::*;
 
@@ -97,20 +98,17 @@ impl Sensitivity {
     /// `rounded`, and of the mean square.
     pub(in super::super) fn error(&self, w: &[f32], rounded: &[f32]) -> (f64, f64) {
         let n = self.inputs;
-        let quadratic = |row: &[f64]| -> f64 {
-            let line = |(x, m): (&f64, &[f64])| x * m.iter().zip(row).map(|(m, y)| m * y).sum::<f64>();
-            row.iter().zip(self.moments.chunks(n)).filter(|(x, _)| **x != 0.0).map(line).sum()
-        };
         let every = (w.len() / n / LOOKED_AT).max(1);
-        w.par_chunks(n)
-            .zip(rounded.par_chunks(n))
-            .step_by(every)
-            .map(|(w, r)| {
-                let wide: Vec<f64> = w.iter().map(|x| f64::from(*x)).collect();
-                let error: Vec<f64> = w.iter().zip(r).map(|(x, y)| f64::from(*x) - f64::from(*y)).collect();
-                (quadratic(&error), quadratic(&wide))
-            })
-            .reduce(|| (0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
+        let rows = || w.chunks(n).zip(rounded.chunks(n)).step_by(every);
+        let quadratic = |x: Vec<f64>| -> f64 {
+            let rows = x.len() / n;
+            let by = produced(1.0, Matrix::new(&x, rows, n), Matrix::new(&self.moments, n, n), true);
+            x.iter().zip(&by).map(|(x, y)| x * y).sum()
+        };
+        let of = |pair: (&f32, &f32)| f64::from(*pair.0) - f64::from(*pair.1);
+        let error = rows().flat_map(|(w, r)| w.iter().zip(r).map(of)).collect();
+        let wide = rows().flat_map(|(w, _)| w.iter().map(|x| f64::from(*x))).collect();
+        (quadratic(error), quadratic(wide))
     }
 }
 
