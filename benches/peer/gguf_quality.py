@@ -1,5 +1,5 @@
 """Quality of llama.cpp's formats on weights that were trained: the weights of an exported model are put into a GGUF file in f32,
-llama.cpp quantises that, and `tinsmith eval` holds each result against the exported model, on the same texts as `matrix.py`.
+with zeros where neurons were cut from a layer, llama.cpp quantises that, and `tinsmith eval` holds each result against the exported model, on the same texts as `matrix.py`.
 
     python gguf_quality.py target/release/tinsmith FETCHED.gguf TRAINED.onnx OUT --home HOME
 
@@ -19,19 +19,24 @@ def in_f32(fetched, trained, out):
     model = onnx.load(trained)
     weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     reader = gguf.GGUFReader(fetched)
+    heads, groups = (reader.fields[f"llama.attention.{n}"].contents() for n in ("head_count", "head_count_kv"))
     writer = gguf.GGUFWriter(out, "llama")
-    width = next(w.shape[1] for name, w in weights.items() if name.endswith("ffn_gate.weight"))
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
             continue
         kind = field.types[0]
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        value = width if field.name.endswith("feed_forward_length") else field.contents()
-        writer.add_key_value(field.name, value, kind, sub_type=inner)
+        writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
     for tensor in reader.tensors:
         w = weights[tensor.name]
         if w.ndim == 2 and tensor.name != "token_embd.weight":
             w = w.T
+            if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+                # The format has the two halves of a head's rotation side by side, the exported model one behind the other.
+                n = heads if tensor.name.endswith("attn_q.weight") else groups
+                w = w.reshape(n, 2, len(w) // n // 2, -1).swapaxes(1, 2).reshape(w.shape)
+            # GGUF tells the faster axis first.
+            w = np.pad(w, [(0, int(n) - have) for n, have in zip(reversed(tensor.shape), w.shape)])
         writer.add_tensor(tensor.name, np.ascontiguousarray(w, dtype=np.float32))
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
