@@ -324,6 +324,12 @@ fn a_table_that_is_the_head_as_well_is_stored_once() {
             assert!(stored <= one + table, "{stored} {one} {table}");
         }
     }
+    // Rows of 32 elements are no whole block of 128: the table has smaller ones, and so has the head.
+    let (quantized, _) = pass("scheme = 'weight-int4'\nblock = 128").run(&graph, &mut ctx(None)).unwrap();
+    for op in ["GatherBlockQuantized", "MatMulNBits"] {
+        let node = quantized.nodes().iter().find(|n| n.op_type == op).unwrap();
+        assert_eq!(node.attributes.int("block_size", 0).unwrap(), 32, "{op}");
+    }
 }
 
 /// `y = norm(x); (y @ up * silu(y @ gate)) @ down`, with 32 channels and 48 units.

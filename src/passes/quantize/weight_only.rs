@@ -42,7 +42,11 @@ struct Lookup {
     index: ValueId,
     rows: usize,
     width: usize,
+    form: Form,
 }
+
+/// Smallest block that ONNX Runtime takes.
+const LEAST_BLOCK: usize = 16;
 
 /// Fewest rows of a table that is worth it.
 const ROWS: usize = 256;
@@ -66,8 +70,9 @@ impl Settings {
         Form { bits, block: self.block, zero }
     }
 
-    /// The grid of tables of embeddings, if they are quantised.
-    fn table_form(&self) -> Option<Form> {
+    /// The grid of tables of embeddings, if they are quantised: rows are whole blocks, so that blocks are
+    /// halved until they are.
+    fn table_form(&self, width: usize) -> Option<Form> {
         let bits = match self.embeddings {
             Embeddings::Keep => return None,
             Embeddings::Int8 => Bits::Eight,
@@ -75,7 +80,10 @@ impl Settings {
         };
         // Rows that are looked up get nothing added.
         let zero = if self.symmetric { Zero::Middle } else { Zero::Whole };
-        Some(Form { bits, zero, ..self.form() })
+        let halves = std::iter::successors(Some(self.block), |block| Some(block / 2));
+        let block =
+            halves.take_while(|block| *block >= LEAST_BLOCK).find(|block| width.is_multiple_of(*block))?;
+        Some(Form { bits, block, zero })
     }
 
     /// The grid of a node's weight.
@@ -95,19 +103,17 @@ fn lookups(graph: &Graph, settings: &Settings) -> Vec<Lookup> {
         let fits = n.is("Gather")
             && n.attributes.int("axis", 0).unwrap_or(0) == 0
             && rows >= ROWS
-            && width.is_multiple_of(settings.block)
             && !settings.excluded(graph, node);
-        fits.then_some(Lookup { node, table, index, rows, width })
+        let form = settings.table_form(width).filter(|_| fits)?;
+        Some(Lookup { node, table, index, rows, width, form })
     };
-    match settings.table_form() {
-        Some(_) => (0..graph.nodes().len()).filter_map(lookup).collect(),
-        None => vec![],
-    }
+    (0..graph.nodes().len()).filter_map(lookup).collect()
 }
 
 /// Products to quantise; the report gets those that cannot be.
 pub(super) fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut PassReport>) -> Vec<Chosen> {
-    let tables: BTreeSet<ValueId> = lookups(graph, settings).iter().map(|l| l.table).collect();
+    let tables: BTreeMap<ValueId, Form> =
+        lookups(graph, settings).iter().map(|l| (l.table, l.form)).collect();
     let mut out = Vec::new();
     for node in 0..graph.nodes().len() {
         let mut skip = |why: &str| {
@@ -136,11 +142,13 @@ pub(super) fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut
             true => (shape[0], shape[1]),
             false => (shape[1], shape[0]),
         };
-        if inputs < settings.block {
+        let shared = tables.get(&product.weight).filter(|_| product.transposed);
+        let form = shared.copied().unwrap_or_else(|| settings.form_of(graph, node));
+        if inputs < form.block {
             skip("it sums over fewer inputs than a block has");
             continue;
         }
-        if settings.form().zero == Zero::Real && inputs % settings.block != 0 {
+        if form.zero == Zero::Real && inputs % form.block != 0 {
             skip("its inputs are no multiple of a block, as real zero points ask for");
             continue;
         }
@@ -149,8 +157,6 @@ pub(super) fn chosen(graph: &Graph, settings: &Settings, mut report: Option<&mut
             skip("its bias is no constant vector");
             continue;
         }
-        let shared = tables.contains(&product.weight) && product.transposed;
-        let form = settings.table_form().filter(|_| shared).unwrap_or_else(|| settings.form_of(graph, node));
         out.push(Chosen { node, product, data: *data, inputs, outputs, form });
     }
     out
@@ -250,12 +256,12 @@ pub(super) fn run(
     }
     for lookup in lookups(graph, settings) {
         ctx.monitor.check()?;
-        let Some(form) = settings.table_form() else { break };
         let stored = match done.entry((lookup.table, true)) {
             Entry::Occupied(stored) => stored.into_mut(),
             Entry::Vacant(place) => {
                 let shape = (lookup.width, lookup.rows);
-                let table = Matrix { node: lookup.node, weight: lookup.table, transposed: true, shape, form };
+                let (node, weight, form) = (lookup.node, lookup.table, lookup.form);
+                let table = Matrix { node, weight, transposed: true, shape, form };
                 match writer.stored(&table, &Known::Nothing)? {
                     Ok(stored) => place.insert(stored),
                     Err(why) => {
