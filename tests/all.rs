@@ -51,6 +51,7 @@ mod fusion;
 
 #[path = "text.rs"]
 mod text;
+mod text_lines;
 mod decoding;
 
 #[path = "conformance.rs"]
