@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::evaluate::samples::{Batch, Targets};
-use crate::graph::{Edit, Type};
+use crate::graph::{Edit, Type, ValueId};
 use crate::monitor::Silent;
 use crate::ops::{Attributes, Dim};
 use crate::passes::{Memo, Pass};
@@ -14,8 +14,12 @@ use std::sync::Mutex;
 
 const WIDTH: usize = 64;
 
-/// Four products one behind the other; the third one's weights have outliers in every block.
 fn graph() -> Graph {
+    chain("Tanh")
+}
+
+/// Four products one behind the other; the third one's weights have outliers in every block.
+fn chain(activation: &str) -> Graph {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut edit = Edit::new("chain", &[("", 17)]);
     let shape = Some(vec![Dim::symbol("n"), Dim::from(WIDTH as i64)]);
@@ -29,7 +33,11 @@ fn graph() -> Graph {
         let w = Tensor::from_vec(vec![WIDTH, WIDTH], w).unwrap();
         let w = edit.add_initializer(&format!("w{layer}"), w);
         let y = edit.add_op("MatMul", &[x, w], Attributes::new(), &format!("y{layer}"));
-        x = if layer < 3 { edit.add_op("Tanh", &[y], Attributes::new(), &format!("z{layer}")) } else { y };
+        x = if layer < 3 {
+            edit.add_op(activation, &[y], Attributes::new(), &format!("z{layer}"))
+        } else {
+            y
+        };
     }
     edit.add_output(x);
     edit.commit().unwrap()
@@ -213,4 +221,29 @@ fn the_signal_to_noise_ratio_is_that_of_the_outputs() {
     let expected = 0.5 * noise / rows;
     let found = report.facts["mixed_loss"];
     assert!((found - expected).abs() < 1e-5 * expected, "{found} {expected}");
+}
+
+#[test]
+fn layers_on_integers_are_judged_one_by_one_on_ranges_that_were_looked_for_once() {
+    let (graph, data) = (chain("Sigmoid"), data(false));
+    let ctx = Ctx { calibration: Some(&data), ..Ctx::new(&Silent) };
+    let quantized = |settings: &str| pass(settings).run(&graph, &mut Ctx { ..ctx }).unwrap();
+    let (whole, report) = quantized("scheme = 'static-int8'\nmixed = { max_loss = 1e9 }");
+    // The activations between products follow these; by themselves there is nothing to judge.
+    let names: Vec<&str> = report.layers.iter().map(|l| l.name.as_str()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    assert!(whole.nodes().iter().any(|n| n.is("Sigmoid")));
+    let budget = 0.5 * report.facts["mixed_loss"];
+    let (_, within) = quantized(&format!("scheme = 'static-int8'\nmixed = {{ max_loss = {budget:e} }}"));
+    assert!(within.facts["mixed_loss"] <= budget && within.facts["mixed_float_layers"] > 0.0);
+
+    let settings: Settings = toml::from_str("scheme = 'static-int8'").unwrap();
+    let known = calibrate::Known::default();
+    let value = |v: ValueId| std::iter::once(v).collect();
+    let (x, y) = (graph.inputs()[0], graph.outputs()[0]);
+    known.gather(&graph, &value(x), &settings, &ctx).unwrap();
+    let blind = Ctx::new(&Silent);
+    assert_eq!(known.gather(&graph, &value(x), &settings, &blind).unwrap().samples, 32);
+    let e = known.gather(&graph, &value(y), &settings, &blind).err().unwrap();
+    assert_eq!(e.code(), "CALIBRATION");
 }

@@ -42,3 +42,46 @@ pub(in crate::passes::quantize) fn unsigned(graph: &Graph, report: &mut PassRepo
     }
     edit.commit()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::execute::Executor;
+    use crate::graph::{Edit, Node, ValueId};
+    use crate::ops::{Attr, Attributes};
+
+    /// A convolution with weights of two groups or one behind DequantizeLinear.
+    fn graph(groups: i64) -> Graph {
+        let mut edit = Edit::new("conv", &[("", 17)]);
+        let x = edit.add_input("x", crate::graph::Type::Tensor { dtype: DType::F32, shape: None });
+        let inner = 2 / groups as usize;
+        let levels: Vec<i8> = (0..2 * inner).map(|i| [-127, 127, 3, -1][i]).collect();
+        let levels = edit.add_initializer("q", Tensor::from_vec(vec![2, inner, 1, 1], levels).unwrap());
+        let scales = edit.add_initializer("s", Tensor::from_vec(vec![2], vec![0.5f32, 0.25]).unwrap());
+        let zeros = edit.add_initializer("z", Tensor::from_vec(vec![2], vec![0i8; 2]).unwrap());
+        let axis = Attributes::new().with("axis", Attr::Int(0));
+        let w: ValueId = edit.add_op("DequantizeLinear", &[levels, scales, zeros], axis, "w");
+        let y = edit.add_value("y", None);
+        let mut conv = Node::new("Conv", vec![Some(x), Some(w)], vec![Some(y)]).named("conv");
+        conv.attributes = Attributes::new().with("group", Attr::Int(groups));
+        edit.add_node(conv);
+        edit.add_output(y);
+        edit.commit().unwrap()
+    }
+
+    #[test]
+    fn values_stay_and_depthwise_weights_stay_signed() {
+        let x = Tensor::from_vec(vec![1, 2, 1, 2], vec![1.0f32, -2.0, 3.0, 0.5]).unwrap();
+        let run = |g: &Graph| {
+            let y = Executor::new(g).unwrap().run(&[("x".into(), x.clone())]).unwrap().remove(0).1;
+            y.to_f32s().unwrap()
+        };
+        for (groups, wanted) in [(1, DType::U8), (2, DType::I8)] {
+            let (before, mut report) = (graph(groups), PassReport::new("quantize"));
+            let after = unsigned(&before, &mut report).unwrap();
+            let dtype = |name: &str| after.initializer(after.find(name).unwrap()).unwrap().dtype();
+            assert_eq!((dtype("q"), dtype("z")), (wanted, wanted));
+            assert_eq!(run(&before), run(&after));
+        }
+    }
+}
