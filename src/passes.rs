@@ -261,8 +261,12 @@ pub fn settings<T: serde::de::DeserializeOwned>(pass: &str, table: &toml::Table)
     })
 }
 
-/// Whether `name` matches a pattern: `*` stands for any text, a pattern without one must be contained.
+/// Whether `name` matches a pattern: `*` stands for any text, a pattern without one must be contained; `=` and a
+/// name stand for that name alone.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    if let Some(exact) = pattern.strip_prefix('=') {
+        return exact == name;
+    }
     if !pattern.contains('*') {
         return name.contains(pattern);
     }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod cost;
+mod float;
 pub mod goal;
 pub mod proposal;
 pub mod recipe;

@@ -17,6 +17,7 @@ pub mod model;
 pub mod overlay;
 pub mod paint;
 pub mod plan;
+pub mod quantised;
 pub mod runs;
 mod terminal;
 pub mod theme;

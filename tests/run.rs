@@ -84,7 +84,15 @@ impl Home {
     pub fn reference(&self, recipe: &Recipe) -> String {
         let job = self.submit(&Request::Run { recipe: recipe.clone() });
         assert_eq!(self.start(&job).wait().unwrap().code(), Some(0), "{:?}", job.status());
+        // Other runs of the recipe are to compute all of its steps.
+        self.kept_steps().iter().for_each(|dir| fs::remove_dir_all(dir).unwrap());
         artifact(&job)
+    }
+
+    /// Results of steps that are kept for other runs.
+    pub fn kept_steps(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.paths.cache().join("steps")).into_iter().flatten().flatten();
+        entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "step")).collect()
     }
 }
 
@@ -599,6 +607,45 @@ fn a_damaged_reference_is_no_measurement() {
 
 /// Curves are costly and do not depend on how much leaves: another run with another ratio goes by them, to
 /// the bits that it would have had.
+#[test]
+fn a_run_with_a_changed_step_takes_those_before_it_from_another_run() {
+    let home = Home::new();
+    let run = |steps: &[Step]| {
+        let job = home.submit(&Request::Run { recipe: home.recipe("kept", "net.onnx", steps) });
+        assert_eq!(home.start(&job).wait().unwrap().code(), Some(0), "{:?}", job.status());
+        let took = job.state().log.iter().filter(|l| l.message.contains("as an earlier run made it")).count();
+        (job, took)
+    };
+    let cut = Step::new("prune").with("ratio", 0.25);
+    let keeping = |names: &[&str]| static_int8().with("exclude", names.to_vec());
+    let (all, took) = run(&[cut.clone(), static_int8()]);
+    assert_eq!((took, home.kept_steps().len()), (0, 1), "what a run ends with is not kept");
+    let (some, took) = run(&[cut.clone(), keeping(&["=conv2"])]);
+    assert_eq!(took, 1);
+    assert_eq!(all.report(0, "prune").unwrap(), some.report(0, "prune").unwrap());
+    assert!(all.report(1, "quantize").unwrap().applied.iter().any(|a| a.target == "conv2"));
+    assert!(some.report(1, "quantize").unwrap().applied.iter().all(|a| a.target != "conv2"));
+    // The same bits as without what was kept.
+    assert_eq!(
+        artifact(&some),
+        home.reference(&home.recipe("kept", "net.onnx", &[cut.clone(), keeping(&["=conv2"])]))
+    );
+    // Another cut is computed, and so is one of which the file was damaged.
+    assert_eq!(run(&[Step::new("prune").with("ratio", 0.5), static_int8()]).1, 0);
+    run(&[cut.clone(), static_int8()]);
+    for kept in home.kept_steps() {
+        let file = kept.join("model.onnx");
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, bytes).unwrap();
+    }
+    let (again, took) = run(&[cut, static_int8()]);
+    assert_eq!((took, artifact(&again)), (0, artifact(&all)));
+    assert!(again.state().log.iter().any(|l| l.message.contains("is not whole")));
+}
+
 #[test]
 fn sensitivity_curves_are_computed_once() {
     let home = Home::new();

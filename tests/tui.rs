@@ -4,6 +4,8 @@
 mod fixtures;
 #[path = "tui/flows.rs"]
 mod flows;
+#[path = "tui/quantised.rs"]
+mod quantised;
 #[path = "tui/say.rs"]
 mod say;
 #[path = "tui/map.rs"]

@@ -11,7 +11,8 @@ use std::path::{Component, Path, PathBuf};
 /// Checkpoints that are kept; older ones go once a newer one is safe.
 pub const KEEP: usize = 2;
 
-const MANIFEST: &str = "manifest.json";
+/// The file that lists the others.
+pub(in crate::jobs) const MANIFEST: &str = "manifest.json";
 const SCHEMA_VERSION: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -123,35 +124,35 @@ impl Checkpoints {
         steps
     }
 
+    /// Takes a checkpoint that other work left in `from` as that of `step`: its files are linked, or copied where they
+    /// cannot be. Whoever asks vouches that it is what this work would have computed.
+    ///
+    /// # Errors
+    /// `Integrity` where it is not whole; those of reading and writing.
+    pub fn adopt(&self, step: u64, from: &Path) -> Result<Checkpoint> {
+        let manifest = manifest(from)?;
+        whole(from, &manifest)?;
+        self.save(step, |dir| {
+            for entry in &manifest.files {
+                let (old, new) = (from.join(&entry.path), dir.join(&entry.path));
+                if fs::hard_link(&old, &new).is_err() {
+                    fs::copy(&old, &new).map_err(|e| Error::io("copy to", &new, e))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Checks every file of a checkpoint against its manifest.
     fn verify(&self, step: u64) -> Result<()> {
         let dir = self.path(step);
-        let path = dir.join(MANIFEST);
-        let manifest: Manifest = read_json(&path)?;
-        if manifest.schema_version != SCHEMA_VERSION {
-            return Err(Error::unsupported("CHECKPOINT-VERSION", "checkpoint of another version")
-                .file(&path)
-                .found(manifest.schema_version)
-                .limit(SCHEMA_VERSION));
-        }
+        let manifest = manifest(&dir)?;
         if manifest.identity != self.identity || manifest.step != step {
-            return Err(Error::integrity("CHECKPOINT-OTHER", "checkpoint of other work").file(&path));
+            return Err(
+                Error::integrity("CHECKPOINT-OTHER", "checkpoint of other work").file(dir.join(MANIFEST))
+            );
         }
-        for entry in &manifest.files {
-            let mut parts = Path::new(&entry.path).components();
-            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-                return Err(Error::invalid("CHECKPOINT-NAME", "file name leads elsewhere").file(&path));
-            }
-            let file = dir.join(&entry.path);
-            let (sha256, bytes) = save::digest(&file)?;
-            if (bytes, &sha256) != (entry.bytes, &entry.sha256) {
-                return Err(Error::integrity("CHECKPOINT-CONTENT", "file differs from what was saved")
-                    .file(&file)
-                    .found(format!("{bytes} bytes, {sha256}"))
-                    .limit(format!("{} bytes, {}", entry.bytes, entry.sha256)));
-            }
-        }
-        Ok(())
+        whole(&dir, &manifest)
     }
 
     fn prune(&self) {
@@ -167,6 +168,40 @@ impl Checkpoints {
             }
         }
     }
+}
+
+/// What a checkpoint says that it holds.
+fn manifest(dir: &Path) -> Result<Manifest> {
+    let path = dir.join(MANIFEST);
+    let manifest: Manifest = read_json(&path)?;
+    if manifest.schema_version != SCHEMA_VERSION {
+        return Err(Error::unsupported("CHECKPOINT-VERSION", "checkpoint of another version")
+            .file(&path)
+            .found(manifest.schema_version)
+            .limit(SCHEMA_VERSION));
+    }
+    Ok(manifest)
+}
+
+/// Checks every file of a directory against a manifest.
+fn whole(dir: &Path, manifest: &Manifest) -> Result<()> {
+    for entry in &manifest.files {
+        let mut parts = Path::new(&entry.path).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            return Err(
+                Error::invalid("CHECKPOINT-NAME", "file name leads elsewhere").file(dir.join(MANIFEST))
+            );
+        }
+        let file = dir.join(&entry.path);
+        let (sha256, bytes) = save::digest(&file)?;
+        if (bytes, &sha256) != (entry.bytes, &entry.sha256) {
+            return Err(Error::integrity("CHECKPOINT-CONTENT", "file differs from what was saved")
+                .file(&file)
+                .found(format!("{bytes} bytes, {sha256}"))
+                .limit(format!("{} bytes, {}", entry.bytes, entry.sha256)));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -198,6 +233,18 @@ mod tests {
         assert_eq!(fs::read(newest.dir.join("data")).unwrap(), b"again");
         fs::remove_file(newest.dir.join(MANIFEST)).unwrap();
         assert_eq!(all.newest_valid(|_| ()).unwrap().step, 2);
+    }
+
+    #[test]
+    fn what_other_work_left_is_taken_where_it_is_whole() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let left = Checkpoints::new(other.path(), "other").save(4, fill("content")).unwrap();
+        let own = Checkpoints::new(dir.path(), "own");
+        let taken = own.adopt(0, &left.dir).unwrap();
+        assert_eq!(fs::read(taken.dir.join("data")).unwrap(), b"content");
+        assert_eq!(own.newest_valid(|w| panic!("{w}")), Some(taken));
+        fs::write(left.dir.join("data"), "c0ntent").unwrap();
+        assert_eq!(own.adopt(1, &left.dir).unwrap_err().code(), "CHECKPOINT-CONTENT");
     }
 
     #[test]

@@ -98,6 +98,7 @@ actions! {
     Zoom "zoom-pane" ["z"] All 0 "zoom" "Give the whole window to the focused pane, or give it back." App::has_several_panes;
     Copy "copy" ["y"] All 0 "copy" "Copy the path, command or value under the cursor to the clipboard (OSC 52), and show it." App::can_copy;
     Export "export" ["e"] All 0 "export" "Write what is on the screen to a JSON file and say which command gives the same." App::can_export;
+    KeepFloat "keep-float" ["K"] All 3 "keep in float" "Keep the selected layer in float, or quantise it again, and run the recipe again: earlier steps and what is known of other layers are taken over." App::can_keep_float;
     Freeze "freeze" ["f"] All 0 "freeze" "Hold the view still; the header counts the updates that wait." always;
     Mouse "mouse" ["m"] All 0 "mouse" "Turn the mouse on or off; off leaves selecting text to the terminal." always;
     Quit "quit" ["q"] All 0 "quit" "Back; at the first pane, quit. Jobs go on." always;

@@ -7,6 +7,7 @@ use super::log::LogTab;
 use super::model::ModelTab;
 use super::overlay::Overlay;
 use super::plan::PlanTab;
+use super::quantised::{Quantised, Sheets, Told};
 use super::runs::RunsTab;
 use super::theme::Look;
 use crate::analysis::Summary;
@@ -108,6 +109,8 @@ pub struct Job {
     pub liveness: Liveness,
     /// Use of the machine.
     pub usage: Option<Usage>,
+    /// What measurements say against the model that it made: slower than its input, or worse than its margin.
+    pub against: Vec<String>,
 }
 
 impl Job {
@@ -130,6 +133,21 @@ impl Job {
     /// Whether one of its steps prunes.
     pub fn prunes(&self) -> bool {
         self.state.steps.iter().any(|s| s == "prune" || s.starts_with("prune "))
+    }
+    /// Whether one of its steps quantises.
+    pub fn quantises(&self) -> bool {
+        self.state.steps.iter().any(|s| s == "quantize" || s.starts_with("quantize "))
+    }
+    /// What measurements say against its model, in a word or two.
+    pub fn verdict(&self) -> Option<&'static str> {
+        let slower = self.against.iter().any(|a| a.starts_with("slower"));
+        let worse = self.against.iter().any(|a| !a.starts_with("slower"));
+        match (slower, worse) {
+            (true, true) => Some("slower, worse"),
+            (true, false) => Some("slower"),
+            (false, true) => Some("worse"),
+            (false, false) => None,
+        }
     }
     /// Whether a worker computes.
     pub fn is_running(&self) -> bool {
@@ -215,6 +233,8 @@ pub enum Data {
         /// Their steps, newest first.
         runs: Vec<super::map::Ran>,
     },
+    /// What quantise steps told.
+    Quantised(Vec<Quantised>),
     /// Two models were compared.
     Differed {
         /// Which request this answers.
@@ -352,6 +372,8 @@ pub enum Effect {
         /// Jobs.
         jobs: Vec<String>,
     },
+    /// Read what quantise steps of these jobs told.
+    ReadQuantised(Vec<String>),
     /// Compare two models.
     Differ {
         /// Number of the request.
@@ -503,6 +525,8 @@ pub struct App {
     pub compare: CompareTab,
     /// Log tab.
     pub log: LogTab,
+    /// What quantise steps told.
+    pub told: Told,
     /// What a click would hit in the last frame.
     pub hits: RefCell<Vec<(Rect, Hit)>>,
 }
@@ -532,6 +556,7 @@ impl App {
             runs: RunsTab::default(),
             compare: CompareTab::default(),
             log: LogTab::default(),
+            told: Told::default(),
             hits: RefCell::default(),
         }
     }
@@ -540,7 +565,32 @@ impl App {
     pub fn pane(&self) -> Pane {
         let panes = Pane::of(self.tab);
         let focus = if self.has_content() { self.focus[self.tab as usize] } else { 0 };
-        panes[focus.min(panes.len() - 1)]
+        match panes[focus.min(panes.len() - 1)] {
+            Pane::Quantised if self.quantised().is_none() => panes[0],
+            pane => pane,
+        }
+    }
+
+    /// What the quantise step in front told: of the selected run, or of the newest run of the selected recipe.
+    pub fn quantised(&self) -> Option<&Arc<Quantised>> {
+        match self.tab {
+            Tab::Runs => self.told.of(&self.runs.selected()?.id),
+            Tab::Plan => {
+                let like = Some(&self.plan.selected()?.recipe);
+                self.told.newest(&self.runs.jobs, self.model.path.as_ref()?, like)
+            }
+            Tab::Model | Tab::Compare | Tab::Log => None,
+        }
+    }
+
+    /// How its tables are looked at.
+    pub fn sheets(&self) -> &Sheets {
+        if self.tab == Tab::Plan { &self.plan.sheets } else { &self.runs.sheets }
+    }
+
+    /// Whether the selected run shows what quantisation did where it has no curves.
+    pub(super) fn shows_quantised(&self) -> bool {
+        self.quantised().is_some() && !(self.tab == Tab::Runs && self.has_curves())
     }
 
     /// Whether the tab in front has more to show than how to begin.
@@ -649,6 +699,7 @@ impl App {
             Pane::Tree => true,
             Pane::Proposals => !self.plan.proposals().is_empty(),
             Pane::Jobs | Pane::Charts | Pane::RunFacts => self.runs.selected().is_some(),
+            Pane::Quantised => self.tab == Tab::Runs,
             Pane::Table | Pane::Scatter => self.has_comparison(),
             Pane::Layer | Pane::Facts | Pane::Why | Pane::Tail | Pane::Variant | Pane::Lines => false,
         }
@@ -693,6 +744,10 @@ impl App {
     pub(super) fn can_delete(&self) -> bool {
         !self.read_only && self.runs.selected().is_some_and(|j| j.status().is_final())
     }
+    /// Whether a layer is selected that a quantise step could keep in float.
+    pub(super) fn can_keep_float(&self) -> bool {
+        !self.read_only && super::update::layer_in_front(self).is_some()
+    }
     pub(super) fn has_marks(&self) -> bool {
         !self.runs.marks.is_empty()
     }
@@ -705,6 +760,9 @@ impl App {
 
     /// What [`super::action::Action::Copy`] would copy.
     pub(super) fn copy_text(&self) -> Option<String> {
+        if let (Pane::Quantised, Some(run)) = (self.pane(), self.quantised()) {
+            return self.sheets().selected(run).map(|(name, _)| name.to_string());
+        }
         match self.tab {
             Tab::Model => self
                 .model

@@ -4,6 +4,7 @@
 use super::app::{Control, Job};
 use super::map::Ran;
 use super::plan::Ranked;
+use super::quantised::Quantised;
 use crate::analysis::Summary;
 use crate::analysis::diff::Diff;
 use crate::compare::Comparison;
@@ -41,6 +42,8 @@ pub trait Backend: Send + Sync + 'static {
     fn foresee(&self, question: &Question) -> Result<Forecast>;
     /// What the pruning steps of a job told.
     fn ran(&self, job: &str) -> Result<Vec<Ran>>;
+    /// What the quantise step of a job told, where it has come so far.
+    fn quantised(&self, job: &str) -> Result<Option<Quantised>>;
     /// Names of device profiles, this machine first.
     fn devices(&self) -> Result<Vec<String>>;
     /// Ranked recipes for the device of the goal. `measured_ms` is the median latency of the model on this

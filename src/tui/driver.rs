@@ -363,6 +363,16 @@ fn work(
             }
             Data::Ran { generation, runs }
         }
+        Effect::ReadQuantised(jobs) => {
+            let mut read = Vec::new();
+            for job in jobs {
+                match backend.quantised(&job) {
+                    Ok(found) => read.extend(found),
+                    Err(e) => send(Data::Noted(Failure::from(e))),
+                }
+            }
+            Data::Quantised(read)
+        }
         Effect::Differ { generation, before, after } => {
             let result = backend.diff(&before, &after).map(Box::new).map_err(Failure::from);
             Data::Differed { generation, after, result }

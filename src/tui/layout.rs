@@ -16,6 +16,8 @@ pub enum Pane {
     Proposals,
     /// Why the selected one.
     Why,
+    /// What a quantise step did: on the Plan tab that of the newest run of the selected recipe.
+    Quantised,
     /// Jobs.
     Jobs,
     /// Curves of the selected job.
@@ -39,8 +41,8 @@ impl Pane {
     pub fn of(tab: Tab) -> &'static [Pane] {
         match tab {
             Tab::Model => &[Pane::Tree, Pane::Layer, Pane::Facts],
-            Tab::Plan => &[Pane::Proposals, Pane::Why],
-            Tab::Runs => &[Pane::Jobs, Pane::Charts, Pane::RunFacts, Pane::Tail],
+            Tab::Plan => &[Pane::Proposals, Pane::Why, Pane::Quantised],
+            Tab::Runs => &[Pane::Jobs, Pane::Charts, Pane::Quantised, Pane::RunFacts, Pane::Tail],
             Tab::Compare => &[Pane::Table, Pane::Scatter, Pane::Variant],
             Tab::Log => &[Pane::Lines],
         }
@@ -107,8 +109,16 @@ fn columns(area: Rect, left: u16) -> (Rect, Rect) {
 }
 
 /// Places of a tab's panes in `area` (without header and footer). `items` is the length of the main list;
-/// with none, the first pane says how to begin and has the whole area.
-pub fn places(tab: Tab, class: Class, area: Rect, focus: Pane, zoomed: bool, items: usize) -> Vec<Place> {
+/// with none, the first pane says how to begin and has the whole area. `quantised` says that there is something
+/// to show of a quantise step.
+pub fn places(
+    tab: Tab,
+    class: Class,
+    area: Rect,
+    focus: Pane,
+    zoomed: bool,
+    (items, quantised): (usize, bool),
+) -> Vec<Place> {
     let own = |pane: Pane, area: Rect| Place { pane, area, joined: false };
     let joined = |pane: Pane, area: Rect| Place { pane, area, joined: true };
     if zoomed || class <= Class::Bare || tab == Tab::Log {
@@ -118,6 +128,12 @@ pub fn places(tab: Tab, class: Class, area: Rect, focus: Pane, zoomed: bool, ite
         return vec![own(Pane::of(tab)[0], area)];
     }
     let list = (items.clamp(3, 400) as u16).saturating_add(3);
+    // What shares the place of the curves.
+    let middle = match focus {
+        Pane::Charts | Pane::Quantised => focus,
+        _ if quantised => Pane::Quantised,
+        _ => Pane::Charts,
+    };
     match (tab, class) {
         (Tab::Model, Class::Small) => vec![own(focus, area)],
         (Tab::Model, Class::Medium) => {
@@ -131,17 +147,22 @@ pub fn places(tab: Tab, class: Class, area: Rect, focus: Pane, zoomed: bool, ite
             vec![own(Pane::Tree, left), own(Pane::Layer, middle), own(Pane::Facts, right)]
         }
         (Tab::Plan, Class::Large) => {
-            let (left, right) = columns(area, area.width * 58 / 100);
-            vec![own(Pane::Proposals, left), own(Pane::Why, right)]
+            let (left, right) = columns(area, area.width * if quantised { 50 } else { 58 } / 100);
+            if !quantised {
+                return vec![own(Pane::Proposals, left), own(Pane::Why, right)];
+            }
+            let (top, bottom) = stacked(right, area.height / 2);
+            vec![own(Pane::Proposals, left), own(Pane::Why, top), joined(Pane::Quantised, bottom)]
         }
         (Tab::Plan, _) => {
             // Two lines of the goal stand above the rows.
             let (top, bottom) = stacked(area, list.saturating_add(3).clamp(8, area.height * 55 / 100));
-            vec![own(Pane::Proposals, top), joined(Pane::Why, bottom)]
+            let second = if focus == Pane::Quantised { focus } else { Pane::Why };
+            vec![own(Pane::Proposals, top), joined(second, bottom)]
         }
         (Tab::Runs, Class::Small) => {
             let (top, bottom) = stacked(area, list.clamp(5, area.height * 2 / 5));
-            let second = if focus == Pane::Jobs { Pane::Charts } else { focus };
+            let second = if focus == Pane::Jobs { middle } else { focus };
             vec![own(Pane::Jobs, top), joined(second, bottom)]
         }
         (Tab::Runs, Class::Medium) => {
@@ -150,7 +171,7 @@ pub fn places(tab: Tab, class: Class, area: Rect, focus: Pane, zoomed: bool, ite
             let (facts, tail) = stacked(rest, rest.height.saturating_sub(9));
             vec![
                 own(Pane::Jobs, left),
-                own(Pane::Charts, charts),
+                own(middle, charts),
                 joined(Pane::RunFacts, facts),
                 joined(Pane::Tail, tail),
             ]
@@ -161,7 +182,7 @@ pub fn places(tab: Tab, class: Class, area: Rect, focus: Pane, zoomed: bool, ite
             let (charts, facts) = columns(rest, rest.width.saturating_sub(48));
             vec![
                 own(Pane::Jobs, left),
-                own(Pane::Charts, charts),
+                own(middle, charts),
                 own(Pane::RunFacts, facts),
                 own(Pane::Tail, tail),
             ]
@@ -194,8 +215,8 @@ mod tests {
             for (w, h) in [(60, 13), (80, 22), (120, 38), (200, 58), (500, 200), (119, 70)] {
                 let area = Rect::new(0, 1, w, h);
                 for focus in Pane::of(tab) {
-                    for items in [1, 5, 10_000] {
-                        let places = places(tab, class(w, h + 2), area, *focus, false, items);
+                    for content in [(1, false), (5, true), (10_000, true)] {
+                        let places = places(tab, class(w, h + 2), area, *focus, false, content);
                         assert!(places.iter().any(|p| p.pane == *focus), "{tab:?} {focus:?} {w}x{h}");
                         for place in places {
                             assert_eq!(place.area.intersection(area), place.area, "{tab:?} {w}x{h}");
@@ -211,7 +232,7 @@ mod tests {
     fn a_tab_without_content_is_one_pane() {
         let area = Rect::new(0, 1, 200, 58);
         for tab in Tab::ALL {
-            let places = places(tab, Class::Large, area, Pane::of(tab)[0], false, 0);
+            let places = places(tab, Class::Large, area, Pane::of(tab)[0], false, (0, false));
             assert_eq!(
                 places.iter().map(|p| (p.pane, p.area)).collect::<Vec<_>>(),
                 [(Pane::of(tab)[0], area)]

@@ -4,6 +4,7 @@ use super::app::{Control, Job, Liveness, Usage};
 use super::backend::{Backend, Watch};
 use super::map::Ran;
 use super::plan::Ranked;
+use super::quantised::Quantised;
 use crate::analysis::diff::Diff;
 use crate::analysis::{self, Summary};
 use crate::compare::Comparison;
@@ -35,6 +36,8 @@ use std::time::{Duration, Instant};
 const JOBS: usize = 500;
 /// Jobs that have ended and are looked at again in one look.
 const ENDED_PER_LOOK: usize = 40;
+/// Models that are judged anew in one look.
+const JUDGED_PER_LOOK: usize = 10;
 /// Recent models that are kept.
 const RECENT: usize = 20;
 /// Paths that the open dialog gets at most.
@@ -229,6 +232,19 @@ impl Backend for Local {
             });
         }
         Ok(out)
+    }
+
+    fn quantised(&self, job: &str) -> Result<Option<Quantised>> {
+        let job = jobs::open(&self.paths, job)?;
+        let Request::Run { recipe } = job.request()? else { return Ok(None) };
+        let steps = recipe.unrolled()?;
+        let Some(at) = steps.iter().position(|s| s.pass == "quantize") else { return Ok(None) };
+        let settings = passes::settings("quantize", &steps[at].settings)?;
+        if !job.report_path(at, "quantize").exists() {
+            return Ok(None);
+        }
+        let report = job.report(at, "quantize")?;
+        Ok(Some(Quantised::new(job.id.as_str(), recipe, &settings, report)))
     }
 
     fn devices(&self) -> Result<Vec<String>> {
@@ -442,6 +458,7 @@ struct Follow {
     dispatched: Option<Instant>,
     system: Option<sysinfo::System>,
     last: Option<Vec<Job>>,
+    verdicts: Verdicts,
 }
 
 impl Follow {
@@ -454,6 +471,7 @@ impl Follow {
             dispatched: None,
             system: sysinfo::System::new().ok(),
             last: None,
+            verdicts: Verdicts::default(),
         }
     }
 
@@ -512,6 +530,10 @@ impl Watch for Follow {
             read(job);
             judge(job);
         }
+        // Jobs are listed before any is judged.
+        if self.last.is_some() {
+            self.verdicts.refresh(handles.iter().rev().filter_map(|h| self.jobs.get(h.id.as_str())));
+        }
         let pids: Vec<u32> = self.jobs.values().filter_map(|j| j.pid).collect();
         self.usage(&pids);
         let memory = self.system.as_ref().map_or(0, sysinfo::System::total_memory);
@@ -524,6 +546,7 @@ impl Watch for Follow {
                 model: f.model.clone(),
                 state: f.state.clone(),
                 liveness: f.liveness,
+                against: self.verdicts.get(f.handle.id.as_str()).cloned().unwrap_or_default(),
                 usage: f
                     .pid
                     .and_then(|p| self.system.as_ref()?.process(sysinfo::Pid::from_u32(p)))
@@ -535,6 +558,49 @@ impl Watch for Follow {
         }
         self.last = Some(all.clone());
         Some(all)
+    }
+}
+
+/// What measurements of all jobs say against the models that jobs made.
+#[derive(Default)]
+struct Verdicts {
+    /// By job that made a model: the jobs that measured it with the number of their figures, and what they say.
+    known: HashMap<String, (Vec<(String, usize)>, Vec<String>)>,
+}
+
+impl Verdicts {
+    /// Judges anew where more was measured; `jobs` are newest first.
+    fn refresh<'a>(&mut self, jobs: impl Iterator<Item = &'a Followed>) {
+        let jobs: Vec<&Followed> = jobs.collect();
+        let mut left = JUDGED_PER_LOOK;
+        self.known.retain(|id, _| jobs.iter().any(|j| j.handle.id.as_str() == id));
+        let measured: Vec<&&Followed> = jobs.iter().filter(|j| !j.state.measurements.is_empty()).collect();
+        for job in &jobs {
+            let Some(made) = job.state.artifacts.last().filter(|_| job.state.status == Status::Finished)
+            else {
+                continue;
+            };
+            let about = |j: &&&&Followed| j.state.measurements.iter().any(|m| m.model_sha256 == made.sha256);
+            let about: Vec<&&&Followed> = measured.iter().filter(about).collect();
+            let by: Vec<(String, usize)> =
+                about.iter().map(|j| (j.handle.id.to_string(), j.state.measurements.len())).collect();
+            let id = job.handle.id.as_str();
+            if self.known.get(id).is_none_or(|k| k.0 != by) {
+                if left == 0 {
+                    continue;
+                }
+                left -= 1;
+                let judged: Vec<history::Judged> = about
+                    .iter()
+                    .flat_map(|j| history::judge(&j.handle, &j.state.measurements, &made.sha256))
+                    .collect();
+                self.known.insert(id.to_string(), (by, history::against(&judged, true)));
+            }
+        }
+    }
+
+    fn get(&self, job: &str) -> Option<&Vec<String>> {
+        Some(&self.known.get(job)?.1)
     }
 }
 

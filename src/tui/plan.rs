@@ -2,6 +2,7 @@
 
 use super::app::Failure;
 use super::list::{List, Scroll};
+use super::quantised::Sheets;
 use crate::hardware::Device;
 use crate::plan::{DataSpec, Goal, Proposal, Recipe, Recommendation};
 
@@ -84,6 +85,8 @@ pub struct PlanTab {
     pub failure: Option<Failure>,
     /// Position in the reasons.
     pub why: Scroll,
+    /// Tables of what the quantise step did when it ran last.
+    pub sheets: Sheets,
 }
 
 impl PlanTab {
@@ -137,6 +140,18 @@ impl PlanTab {
         self.refresh();
         self.list.selected = self.rows.iter().position(|r| *r == 0).unwrap_or(0);
         self.why = Scroll::default();
+    }
+
+    /// Takes away a proposal that a person planned, and selects the one that is like it.
+    pub fn remove(&mut self, like: impl Fn(&Proposal) -> bool) {
+        self.own.retain(|p| !like(p));
+        if let Some(ranked) = &mut self.ranked {
+            ranked.recommendation.proposals.retain(|p| p.rank > 0 || !like(p));
+        }
+        self.rows.clear();
+        self.refresh();
+        let all = self.proposals();
+        self.list.selected = self.rows.iter().position(|r| like(&all[*r])).unwrap_or(0);
     }
 
     /// Forgets the answer.

@@ -2,6 +2,7 @@
 
 use super::app::{Job, Liveness};
 use super::list::{List, Scroll};
+use super::quantised::Sheets;
 use crate::jobs::{JobState, Status};
 use crate::units::Span;
 use std::collections::BTreeSet;
@@ -119,6 +120,8 @@ pub struct RunsTab {
     pub facts: Scroll,
     /// Lines from the end of the log.
     pub tail: Scroll,
+    /// Tables of what a quantise step did.
+    pub sheets: Sheets,
     /// Jobs were listed at least once.
     pub listed: bool,
 }
@@ -173,6 +176,7 @@ impl RunsTab {
             self.selected_id = id;
             self.facts = Scroll::default();
             self.tail = Scroll::default();
+            self.sheets = Sheets { sheet: self.sheets.sheet, ..Sheets::default() };
             self.cursor = None;
             self.zoom = 0;
         }

@@ -9,6 +9,7 @@ mod model;
 mod mouse;
 mod moves;
 mod plan;
+mod quantised;
 mod runs;
 
 use super::action::{Action, Context};
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 use tui_input::Input;
 
 pub use model::open_model;
+pub(super) use quantised::layer_in_front;
 
 /// Folds a message into the state.
 pub fn update(app: &mut App, msg: Msg) -> Vec<Effect> {
@@ -180,9 +182,14 @@ fn focus(app: &mut App, pane: Pane) {
 }
 
 fn cycle_pane(app: &mut App, by: isize) {
-    let len = Pane::of(app.tab).len() as isize;
+    let panes = Pane::of(app.tab);
+    let nothing = app.quantised().is_none();
     let at = &mut app.focus[app.tab as usize];
-    *at = (*at as isize + by).rem_euclid(len) as usize;
+    let step = |at: usize| (at as isize + by).rem_euclid(panes.len() as isize) as usize;
+    *at = step(*at);
+    if panes[*at] == Pane::Quantised && nothing {
+        *at = step(*at);
+    }
 }
 
 /// Does an action on the tab in front.
@@ -233,6 +240,7 @@ pub fn perform(app: &mut App, action: Action, out: &mut Vec<Effect>) {
             }
         }
         Action::Export => export::export(app, out),
+        Action::KeepFloat => quantised::keep_float(app, out),
         Action::Freeze => freeze(app, out),
         Action::Mouse => {
             app.mouse = !app.mouse;

@@ -11,6 +11,7 @@ mod log;
 mod map;
 mod model;
 mod plan;
+mod quantised;
 mod runs;
 mod table;
 mod weight;
@@ -38,7 +39,8 @@ pub fn draw(app: &App, buffer: &mut Buffer) {
     }
     header(app, &mut pen.part(Rect { height: 1, ..area }));
     let body = Rect { y: area.y + 1, height: area.height - 2, ..area };
-    let places = layout::places(app.tab, class, body, app.pane(), app.zoomed, items(app));
+    let places =
+        layout::places(app.tab, class, body, app.pane(), app.zoomed, (items(app), app.shows_quantised()));
     for place in places {
         pane(app, &mut pen, place, class);
     }
@@ -252,6 +254,7 @@ fn pane(app: &App, pen: &mut Pen<'_>, place: Place, class: Class) {
         Pane::Facts => facts::title(),
         Pane::Proposals => plan::title(app),
         Pane::Why => plan::why_title(app),
+        Pane::Quantised => quantised::title(app),
         Pane::Jobs => runs::jobs_title(app),
         Pane::Charts => runs::charts_title(app),
         Pane::RunFacts => (vec![span("Facts", Role::Title)], vec![]),
@@ -284,6 +287,7 @@ fn pane(app: &App, pen: &mut Pen<'_>, place: Place, class: Class) {
         Pane::Facts => facts::facts(app, &mut pen),
         Pane::Proposals => plan::proposals(app, &mut pen, focused),
         Pane::Why => plan::why(app, &mut pen),
+        Pane::Quantised => quantised::tables(app, &mut pen, focused),
         Pane::Jobs => runs::jobs(app, &mut pen, focused),
         Pane::Charts => runs::charts(app, &mut pen),
         Pane::RunFacts => runs::facts(app, &mut pen),

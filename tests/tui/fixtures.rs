@@ -518,6 +518,7 @@ pub fn job(id: &str, name: &str, status: Status) -> Job {
         state: Arc::new(state),
         liveness: Liveness::Fine,
         usage: None,
+        against: vec![],
     }
 }
 

@@ -14,7 +14,7 @@ use crate::evaluate::samples::Samples;
 use crate::graph::{Graph, NodeIndex};
 use crate::monitor::{Level, Quiet};
 use crate::passes::look::{Judge, Kept};
-use crate::passes::{Ctx, PassReport};
+use crate::passes::{Ctx, PassReport, matches};
 use search::Choice;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -190,6 +190,7 @@ pub(super) struct Found<'a> {
     judge: Judge<'a>,
     max_loss: f64,
     tried: f64,
+    known: f64,
 }
 
 impl Found<'_> {
@@ -205,6 +206,7 @@ impl Found<'_> {
             ("mixed_float_layers", of(Precision::Float)),
             ("mixed_int8_layers", of(Precision::Int8)),
             ("mixed_models_tried", self.tried),
+            ("mixed_known_layers", self.known),
         ] {
             report.facts.insert(name.into(), value);
         }
@@ -247,7 +249,7 @@ pub(super) fn choose<'a>(
     };
     ctx.monitor.phase("quantize: run the float model", None);
     let judge = Judge::new(graph, data, mixed.rows, 0, mixed.by(graph, data)?, ctx.monitor)?;
-    let layers = layers(&workshop, data, &judge, mixed, ctx)?;
+    let (layers, known) = layers(&workshop, data, &judge, mixed, ctx)?;
     let float = weight_bytes(graph);
     let choices: Vec<Vec<Choice>> = layers.iter().map(|l| choices(&l.options)).collect();
     let path = search::path(&choices, mixed.search);
@@ -292,7 +294,7 @@ pub(super) fn choose<'a>(
     let of = |name: &str| chosen.get(name).copied().unwrap_or(Precision::Scheme);
     let layers = layers.into_iter().map(|l| LayerReport { precision: of(&l.name), ..l }).collect();
     let settings = Settings { assigned: chosen, ..settings.clone() };
-    Ok(Found { settings, layers, judge, max_loss: mixed.max_loss, tried })
+    Ok(Found { settings, layers, judge, max_loss: mixed.max_loss, tried, known })
 }
 
 /// The first of `n` for which `holds`, which stays true from there on; `n` where it never does.
@@ -312,61 +314,77 @@ fn choices(options: &[OptionReport]) -> Vec<Choice> {
     quantised.chain([Choice { bytes: most, loss: 0.0 }]).collect()
 }
 
-/// All layers that the scheme quantises, each judged by itself.
+/// All layers that the scheme quantises, each judged by itself, and how many an earlier run had judged.
 fn layers(
     workshop: &Workshop<'_>,
     data: &Samples,
     judge: &Judge<'_>,
     mixed: &Mixed,
     ctx: &Ctx<'_>,
-) -> Result<Vec<LayerReport>> {
+) -> Result<(Vec<LayerReport>, f64)> {
+    // What is found out about a layer holds whichever others stay in float, and counts for runs that exclude others.
+    let exclude = &workshop.settings.exclude;
+    let all = Settings { exclude: vec![], ..workshop.settings.clone() };
     let mut whole = PassReport::new("quantize");
-    workshop.build(Assignment::new(), &mut whole)?;
-    let names: Vec<String> = whole
-        .applied
-        .iter()
-        .filter(|a| a.rule == workshop.settings.rule())
-        .map(|a| a.target.clone())
-        .filter(|target| workshop.weighs(target))
-        .collect();
+    super::quantized(workshop.graph, &all, &workshop.known, &workshop.ctx, &mut whole)?;
+    let rule = workshop.settings.rule();
+    let applied = whole.applied.into_iter().filter(|a| a.rule == rule).map(|a| a.target);
+    let names: Vec<String> = applied.filter(|target| workshop.weighs(target)).collect();
+    let excluded = |name: &str| exclude.iter().any(|p| matches(p, name));
+    let nodes = (0..workshop.graph.nodes().len()).map(|i| workshop.graph.label(i));
+    let others: Vec<String> = nodes.filter(|n| excluded(n) && !names.contains(n)).collect();
     let options = workshop.settings.precisions();
-    let settings = serde_json::to_string(&workshop.settings).unwrap_or_default();
-    let what = format!("layers {:?} {} {} {settings}", mixed.metric, mixed.rows, data.len());
+    let settings = serde_json::to_string(&all).unwrap_or_default();
+    let what = format!("layers {:?} {} {} {settings} {others:?}", mixed.metric, mixed.rows, data.len());
     let total = names.len() * options.len();
-    let fits = |sums: &[f64]| sums.len() <= 2 * total && sums.len().is_multiple_of(2);
-    let mut kept = Kept::of(ctx.memo, ctx.monitor, what, fits);
-    let mut sums = kept.seen().1.to_vec();
+    let mut kept = Kept::of(ctx.memo, ctx.monitor, what, |sums| sums.len() == 2 * total);
+    // Loss and saved bytes of each option of each layer; not a number where they were not asked for so far.
+    let mut sums = match kept.seen().1 {
+        [] => vec![f64::NAN; 2 * total],
+        seen => seen.to_vec(),
+    };
+    let asked: Vec<usize> = (0..names.len()).filter(|l| !excluded(&names[*l])).collect();
+    let known = asked.iter().filter(|l| !sums[2 * *l * options.len()].is_nan()).count();
+    if known > 0 {
+        let told = format!("{known} of {} layers were judged by an earlier run", asked.len());
+        ctx.monitor.log(Level::Info, &format!("quantize: {told}"));
+    }
     let float = weight_bytes(workshop.graph);
-    ctx.monitor.phase("quantize: judge each layer", Some(total as u64));
-    for at in sums.len() / 2..total {
-        ctx.monitor.progress(at as u64);
+    ctx.monitor.phase("quantize: judge each layer", Some((asked.len() * options.len()) as u64));
+    let tries = asked.iter().flat_map(|l| (0..options.len()).map(|k| (*l, k)));
+    for (done, (layer, k)) in tries.enumerate() {
+        ctx.monitor.progress(done as u64);
+        let at = 2 * (layer * options.len() + k);
+        if !sums[at].is_nan() {
+            continue;
+        }
         let outcome = ctx.monitor.check().and_then(|()| {
-            let (layer, precision) = (at / options.len(), options[at % options.len()]);
             let mut assigned: Assignment =
                 names.iter().map(|name| (name.clone(), Precision::Float)).collect();
-            assigned.insert(names[layer].clone(), precision);
+            assigned.insert(names[layer].clone(), options[k]);
             let variant = workshop.build(assigned, &mut PassReport::new("quantize"))?;
             Ok([judge.rise_of(&variant)?, float - weight_bytes(&variant)])
         });
         match outcome {
-            Ok(found) => sums.extend(found),
+            Ok(found) => sums[at..at + 2].copy_from_slice(&found),
             Err(e) => {
                 kept.write();
                 return Err(e);
             }
         }
-        kept.note(at + 1, || sums.clone());
+        kept.note(sums.iter().filter(|s| !s.is_nan()).count(), || sums.clone());
     }
     kept.write();
-    let found = |layer: usize| {
+    let found = |layer: usize| -> Vec<OptionReport> {
         let of = |(k, precision): (usize, &Precision)| {
             let at = 2 * (layer * options.len() + k);
             OptionReport { precision: *precision, loss: sums[at], saved_bytes: sums[at + 1] }
         };
         options.iter().enumerate().map(of).collect()
     };
-    let report = |(layer, name)| LayerReport { name, precision: Precision::Scheme, options: found(layer) };
-    Ok(names.into_iter().enumerate().map(report).collect())
+    let report =
+        |l: &usize| LayerReport { name: names[*l].clone(), precision: Precision::Scheme, options: found(*l) };
+    Ok((asked.iter().map(report).collect(), known as f64))
 }
 
 #[cfg(test)]

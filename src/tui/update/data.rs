@@ -10,7 +10,7 @@ use super::compare::{compare_again, side_of};
 use super::log::relog;
 use super::plan::recommend;
 use super::runs::announce;
-use super::{compare_with, focus, go_to, map};
+use super::{compare_with, focus, go_to, map, quantised};
 use crate::monitor::Level;
 use crate::plan::Recommendation;
 
@@ -73,6 +73,7 @@ pub(super) fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         Data::Ran { generation, runs } if generation == app.model.map.asked_runs.0 => {
             map::ran(app, runs, out);
         }
+        Data::Quantised(read) => app.told.set(read),
         Data::Noted(failure) => app.log.note(app.wall_ms, Level::Warning, failure.message),
         Data::Differed { generation, after, result } if generation == app.model.diff_generation => {
             app.model.comparing = None;
@@ -111,6 +112,7 @@ pub(super) fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
         Data::Jobs(jobs) => {
             announce(app, &jobs);
             app.runs.set(jobs);
+            quantised::follow(app, out);
             relog(app);
             compare_again(app, false, out);
             if app.on_map() {
@@ -142,13 +144,18 @@ pub(super) fn on_data(app: &mut App, data: Data, out: &mut Vec<Effect>) {
                 open.list.clamp(open.paths.len());
             }
         }
+        Data::Submitted(Ok(id)) if quantised::queued(app, &id) => {}
         Data::Submitted(Ok(id)) => {
             go_to(app, Tab::Runs);
             app.focus[Tab::Runs as usize] = 0;
             app.runs.want(&id);
             app.say(Level::Info, format!("job {id} is queued; it goes on when the workbench is closed"));
         }
-        Data::Submitted(Err(failure)) | Data::Done(Err(failure)) => app.say(Level::Error, failure.message),
+        Data::Submitted(Err(failure)) => {
+            quantised::refused(app);
+            app.say(Level::Error, failure.message);
+        }
+        Data::Done(Err(failure)) => app.say(Level::Error, failure.message),
         Data::Done(Ok(text)) => app.say(Level::Info, text),
         Data::ReadOnly(read_only) => app.read_only = read_only,
         // Answers to requests that newer ones replaced.

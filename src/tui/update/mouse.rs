@@ -3,7 +3,7 @@
 use super::super::app::{App, Effect, Hit};
 use super::super::layout::Pane;
 use super::moves::{Move, move_by, open};
-use super::{focus, go_to};
+use super::{focus, go_to, quantised};
 use crossterm::event::{MouseButton, MouseEvent, MouseEventKind};
 
 pub(super) fn on_mouse(app: &mut App, event: MouseEvent, out: &mut Vec<Effect>) {
@@ -26,6 +26,10 @@ pub(super) fn on_mouse(app: &mut App, event: MouseEvent, out: &mut Vec<Effect>) 
                 Pane::Tree => std::mem::replace(&mut app.model.list().selected, row) == row,
                 Pane::Proposals => std::mem::replace(&mut app.plan.list.selected, row) == row,
                 Pane::Jobs => std::mem::replace(&mut app.runs.list.selected, row) == row,
+                Pane::Quantised => {
+                    quantised::sheets(app).list.selected = row;
+                    false
+                }
                 Pane::Table => std::mem::replace(&mut app.compare.list.selected, row) == row,
                 Pane::Lines => std::mem::replace(&mut app.log.list.selected, row) == row,
                 _ => false,

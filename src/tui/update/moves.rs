@@ -7,8 +7,9 @@ use super::super::list::Scroll;
 use super::super::log::Source;
 use super::super::model::View;
 use super::super::overlay::{Confirm, Overlay};
+use super::super::quantised::Sheets;
 use super::log::relog;
-use super::{focus, map, model, perform, set_filter};
+use super::{focus, map, model, perform, quantised, set_filter};
 use crate::monitor::Level;
 
 pub(super) enum Move {
@@ -26,8 +27,10 @@ pub(super) fn move_by(app: &mut App, by: Move) {
         Pane::Jobs => app.runs.shown.len(),
         Pane::Table | Pane::Scatter => app.compare.rows.len(),
         Pane::Lines => app.log.count(),
+        Pane::Quantised => app.quantised().map_or(0, |run| run.rows(app.sheets().front(run))),
         _ => 0,
     };
+    let len = if pane == Pane::Charts { app.runs.shown.len() } else { len };
     let list = match pane {
         Pane::Tree => app.model.list(),
         Pane::Proposals => &mut app.plan.list,
@@ -37,11 +40,12 @@ pub(super) fn move_by(app: &mut App, by: Move) {
         Pane::Layer => return scroll(&mut app.model.details, by),
         Pane::Facts => return scroll(&mut app.model.facts, by),
         Pane::Why => return scroll(&mut app.plan.why, by),
+        Pane::Quantised if len == 0 => return scroll(&mut quantised::sheets(app).notes, by),
+        Pane::Quantised => &mut quantised::sheets(app).list,
         Pane::RunFacts => return scroll(&mut app.runs.facts, by),
         Pane::Tail => return scroll(&mut app.runs.tail, by),
         Pane::Variant => return scroll(&mut app.compare.details, by),
     };
-    let len = if pane == Pane::Charts { app.runs.shown.len() } else { len };
     match by {
         Move::Step(n) => list.step(n, len),
         Move::Page(n) => list.page(n, len),
@@ -50,7 +54,10 @@ pub(super) fn move_by(app: &mut App, by: Move) {
     }
     match pane {
         Pane::Tree => app.model.details = Scroll::default(),
-        Pane::Proposals => app.plan.why = Scroll::default(),
+        Pane::Proposals => {
+            app.plan.why = Scroll::default();
+            app.plan.sheets = Sheets { sheet: app.plan.sheets.sheet, ..Sheets::default() };
+        }
         Pane::Jobs | Pane::Charts => {
             app.runs.remember();
             if app.log.source == Source::Run {
@@ -90,6 +97,11 @@ pub(super) fn sideways(app: &mut App, by: isize) {
             }
         }
         Pane::Layer | Pane::Facts if by < 0 => focus(app, Pane::Tree),
+        Pane::Quantised => {
+            if !quantised::turn(app, by) && by < 0 {
+                app.focus[app.tab as usize] = 0;
+            }
+        }
         Pane::Charts => {
             if let Some(cursor) = app.runs.cursor {
                 app.runs.cursor = Some((cursor as i64 + by as i64 * 10).clamp(0, 1000) as u32);
@@ -112,8 +124,11 @@ pub(super) fn open(app: &mut App, out: &mut Vec<Effect>) {
             }
         }
         Pane::Proposals => focus(app, Pane::Why),
+        Pane::Jobs if app.shows_quantised() => focus(app, Pane::Quantised),
         Pane::Jobs => focus(app, Pane::Charts),
+        Pane::Charts if app.quantised().is_some() => focus(app, Pane::Quantised),
         Pane::Charts => focus(app, Pane::RunFacts),
+        Pane::Quantised if app.tab == Tab::Runs => focus(app, Pane::RunFacts),
         Pane::RunFacts => focus(app, Pane::Tail),
         Pane::Table | Pane::Scatter => focus(app, Pane::Variant),
         _ => {}

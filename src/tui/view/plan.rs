@@ -284,6 +284,18 @@ fn proposal(app: &App, p: &Proposal, doc: &mut Doc) {
             doc.item("!", Role::Warn, risk);
         }
     }
+    if let Some(run) = app.quantised() {
+        doc.heading("As it ran last");
+        let kept = run.recipe.in_float().len();
+        let in_float = if kept > 0 { format!(", {kept} in float") } else { String::new() };
+        let told = format!("job {}: {}{in_float}", run.job, many(run.layers.len(), "layer"));
+        doc.text(&told, Role::Text);
+        for reason in app.runs.jobs.iter().filter(|j| j.id == run.job).flat_map(|j| &j.against) {
+            doc.item("!", Role::Bad, reason);
+        }
+        let key = app.keymap.key_name(Action::NextPane);
+        doc.text(&format!("{key} shows what each layer became"), Role::Dim);
+    }
     doc.heading("Steps");
     for (i, step) in p.recipe.steps.iter().enumerate() {
         doc.item(&(i + 1).to_string(), Role::Dim, &step.describe());

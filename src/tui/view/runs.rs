@@ -125,10 +125,14 @@ fn job_row(app: &App, pen: &mut Pen<'_>, y: usize, job: &Job) {
         }
         return;
     }
+    if let (Status::Finished, Some(verdict)) = (status, job.verdict()) {
+        x += pen.spans(x, y, width.saturating_sub(x + 1), &[span(verdict, Role::Bad)]) + 2;
+    }
     let tell = if status == Status::Finished { outcome(&job.state) } else { None };
     let text = tell.unwrap_or_else(|| progress(job));
     let tone = match status {
         Status::Dead | Status::Failed => Role::Text,
+        Status::Finished if job.verdict().is_some() => Role::Text,
         Status::Finished => Role::Good,
         _ => Role::Dim,
     };
@@ -437,6 +441,12 @@ pub(super) fn facts(app: &App, pen: &mut Pen<'_>) {
     }
     if s.dropped > 0 {
         doc.pair("dropped", &format!("{} records could not be written", s.dropped), Role::Warn);
+    }
+    if !job.against.is_empty() {
+        doc.heading("Not recommended");
+        for reason in &job.against {
+            doc.item("!", Role::Bad, reason);
+        }
     }
     if !s.steps.is_empty() {
         doc.heading("Steps");

@@ -84,6 +84,11 @@ impl Grid {
         Grid { places, cut }
     }
 
+    /// Screen columns of a column; none where it left.
+    pub fn width(&self, column: usize) -> usize {
+        self.places.iter().find(|p| p.0 == column).map_or(0, |p| p.2)
+    }
+
     /// Paints the headings; `sorted` is the column that the rows are ordered by.
     pub fn header(&self, pen: &mut Pen<'_>, y: usize, columns: &[Column], sorted: Option<(usize, bool)>) {
         for (i, x, width) in &self.places {

@@ -74,6 +74,12 @@ impl Resolved {
         )
     }
 
+    /// Everything beside a run's first steps that decides about what they give, where the model has a digest.
+    pub(super) fn shared(&self, target: Option<&(String, String)>) -> Option<String> {
+        let model = self.model_sha256.as_ref()?;
+        Some(format!("{}{:?}", self.conditions(), (model, &self.external_sha256, target)))
+    }
+
     /// Settles a run, or finds what it was settled on.
     ///
     /// # Errors

@@ -169,6 +169,26 @@ fn what_was_found_out_about_layers_serves_another_budget() {
 }
 
 #[test]
+fn what_was_found_out_about_layers_serves_a_run_that_keeps_some_in_float() {
+    let shelf = Shelf::default();
+    let settings = |exclude: &str| format!("scheme = 'weight-int4'\nmixed = {{ max_loss = 1e9 }}\n{exclude}");
+    let (_, kept) = run(&settings("exclude = ['=y2']"), Some(&shelf)).unwrap();
+    let names = |r: &PassReport| r.layers.iter().map(|l| l.name.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (names(&kept), kept.facts["mixed_known_layers"]),
+        (["y0", "y1", "y3"].map(String::from).to_vec(), 0.0)
+    );
+    // The layer that was never judged is, and no other.
+    let (_, all) = run(&settings(""), Some(&shelf)).unwrap();
+    assert_eq!((all.layers.len(), all.facts["mixed_known_layers"]), (4, 3.0));
+    let (_, fresh) = run(&settings(""), None).unwrap();
+    assert_eq!(all.layers, fresh.layers);
+    assert_eq!(kept.layers, [0, 1, 3].map(|l| fresh.layers[l].clone()));
+    let (_, none) = run(&settings("exclude = ['=y0', 'y1']"), Some(&shelf)).unwrap();
+    assert_eq!((names(&none), none.facts["mixed_known_layers"]), (vec!["y2".into(), "y3".into()], 2.0));
+}
+
+#[test]
 fn budgets_and_data_that_cannot_be_are_refused_by_name() {
     let refused = |settings: &str| {
         let built = crate::passes::by_name("quantize", &settings.parse().unwrap());
