@@ -147,8 +147,9 @@ pub fn places(
             vec![own(Pane::Tree, left), own(Pane::Layer, middle), own(Pane::Facts, right)]
         }
         (Tab::Plan, Class::Large) => {
-            let (left, right) = columns(area, area.width * if quantised { 50 } else { 58 } / 100);
-            if !quantised {
+            let layers = quantised || focus == Pane::Quantised;
+            let (left, right) = columns(area, area.width * if layers { 50 } else { 58 } / 100);
+            if !layers {
                 return vec![own(Pane::Proposals, left), own(Pane::Why, right)];
             }
             let (top, bottom) = stacked(right, area.height / 2);

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 type Titles = (Vec<Span>, Vec<Span>);
 
 const JUDGED: [Column; 7] = [
-    flexible("layer", 19),
+    flexible("layer", 28),
     left("now", 6, 0),
     right("loss", 8, 0),
     right("fewest", 8, 2),
@@ -28,7 +28,7 @@ const JUDGED: [Column; 7] = [
 const PLAIN: [Column; 4] =
     [flexible("layer", 22), left("now", 7, 0), left("how", 30, 2), right("saturates", 9, 1)];
 const RANGES: [Column; 7] = [
-    flexible("value", 18),
+    flexible("value", 26),
     right("SQNR dB", 7, 0),
     left("of 60 dB", 10, 3),
     right("clipped", 8, 1),
@@ -136,14 +136,15 @@ fn tail(name: &str, width: usize) -> String {
     if text::columns(&name) <= width {
         return name;
     }
-    let mut out = String::new();
-    for c in name.chars().rev() {
-        if text::columns(&out) + 2 > width {
+    let (mut start, mut used) = (name.len(), 1);
+    for (at, c) in name.char_indices().rev() {
+        used += unicode_width::UnicodeWidthChar::width(c).unwrap_or(0);
+        if used > width {
             break;
         }
-        out.insert(0, c);
+        start = at;
     }
-    format!("…{out}")
+    format!("…{}", &name[start..])
 }
 
 fn percent(part: f64) -> String {
