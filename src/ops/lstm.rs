@@ -189,7 +189,7 @@ impl Lstm {
         if self.batch_first { x.transpose(0, 1)?.contiguous() } else { Ok(x) }
     }
 
-    /// Runs all directions; `see` takes the direction and each of its steps.
+    /// Runs all directions. `products(slot, n, x)` multiplies rows by the weights of direction `n` at a slot.
     fn run(
         &self,
         inputs: &[Option<&Value>],
